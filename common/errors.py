@@ -1,0 +1,106 @@
+"""The tree of errors. A leaf says whether a retry can help and what the caller sees.
+
+SoundmillError
+├── PermanentError             a retry cannot help
+│   ├── AudioError             the recording itself is at fault
+│   │   ├── AudioUnreadable    no known format, no audio stream, damaged beyond decoding
+│   │   ├── AudioEmpty         opens, but holds no samples
+│   │   ├── AudioTruncated     ends well before its declared duration
+│   │   ├── AudioTooLong       longer than the configured limit
+│   │   └── AudioUnsupported   sample rate or channel count out of range
+│   ├── ParametersInvalid      the job's parameters do not fit the stage
+│   ├── WeightsInvalid         a weights file does not fit its config or digest
+│   └── ArtifactInvalid        a stored artifact cannot be read back
+├── TransientError             a retry can help
+│   ├── StoreUnavailable       object store or network
+│   ├── DiskFull               no space for scratch files or artifacts
+│   └── OutOfMemory            the device or the host ran out of memory
+├── NotFound                   no such job, recording, stage run, artifact or object
+├── Conflict                   the request does not fit the state of the job
+└── StaleFence                 another attempt owns the StageRun now; write nothing
+"""
+
+from __future__ import annotations
+
+
+class SoundmillError(Exception):
+    """Base of all errors that Soundmill raises on purpose.
+
+    ``code`` is stable and machine-readable; ``str(error)`` is one plain sentence for people.
+    """
+
+    code = "internal_error"
+
+
+class PermanentError(SoundmillError):
+    """A retry cannot help."""
+
+    code = "permanent_error"
+
+
+class AudioError(PermanentError):
+    """The recording itself is at fault."""
+
+    code = "audio_error"
+
+
+class AudioUnreadable(AudioError):
+    code = "audio_unreadable"
+
+
+class AudioEmpty(AudioError):
+    code = "audio_empty"
+
+
+class AudioTruncated(AudioError):
+    code = "audio_truncated"
+
+
+class AudioTooLong(AudioError):
+    code = "audio_too_long"
+
+
+class AudioUnsupported(AudioError):
+    code = "audio_unsupported"
+
+
+class ParametersInvalid(PermanentError):
+    code = "parameters_invalid"
+
+
+class WeightsInvalid(PermanentError):
+    code = "weights_invalid"
+
+
+class ArtifactInvalid(PermanentError):
+    code = "artifact_invalid"
+
+
+class TransientError(SoundmillError):
+    """A retry can help."""
+
+    code = "transient_error"
+
+
+class StoreUnavailable(TransientError):
+    code = "store_unavailable"
+
+
+class DiskFull(TransientError):
+    code = "disk_full"
+
+
+class OutOfMemory(TransientError):
+    code = "out_of_memory"
+
+
+class NotFound(SoundmillError):
+    code = "not_found"
+
+
+class Conflict(SoundmillError):
+    code = "conflict"
+
+
+class StaleFence(SoundmillError):
+    code = "stale_fence"

@@ -1,0 +1,104 @@
+"""The parameters a job may set, per stage. Validated where they enter and where they are used.
+
+A worker reads only its own part. ``canonical`` is what goes into the idempotency key.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from common.domain import Stage
+from common.errors import ParametersInvalid
+from common.labels import LABELS
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _known_label(label: str) -> str:
+    if label not in LABELS:
+        raise ValueError(f"unknown label {label!r}; known: {', '.join(LABELS)}")
+    return label
+
+
+class StageParams(BaseModel):
+    """Base of the parameters of one stage."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SegmentParams(StageParams):
+    """Regions: mask above ``region_high`` starts one, it lasts while above ``region_low``."""
+
+    region_high: Probability = 0.6
+    region_low: Probability = 0.3
+    merge_gap_s: float = Field(default=0.2, ge=0.0, le=10.0)
+    margin_s: float = Field(default=0.1, ge=0.0, le=5.0)
+
+
+class ClassifyParams(StageParams):
+    """Events at or above ``threshold`` are reported; tags are the ``top_k`` best labels."""
+
+    threshold: Probability = 0.5
+    top_k: int = Field(default=5, ge=1, le=len(LABELS))
+
+
+class EnhanceParams(StageParams):
+    """``gain_floor_db`` bounds suppression; ``widen`` restores a missing top band."""
+
+    denoise: bool = True
+    gain_floor_db: float = Field(default=-20.0, ge=-60.0, le=0.0)
+    widen: bool = True
+    generator: Literal["gan", "l1"] = "gan"
+
+
+class RestoreParams(StageParams):
+    """Events with a label in ``remove`` are taken out and the gap is restored."""
+
+    remove: tuple[Annotated[str, AfterValidator(_known_label)], ...] = (
+        "car_horn",
+        "dog",
+        "drilling",
+        "gun_shot",
+        "jackhammer",
+        "siren",
+    )
+
+
+class JobParams(BaseModel):
+    """The parameters of a job: one part per stage, defaults where nothing is said."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    segment: SegmentParams = SegmentParams()
+    classify: ClassifyParams = ClassifyParams()
+    enhance: EnhanceParams = EnhanceParams()
+    restore: RestoreParams = RestoreParams()
+
+    def of(self, stage: Stage) -> StageParams:
+        """Return the part of one stage."""
+        part: StageParams = getattr(self, stage.value)
+        return part
+
+
+def parse_params(raw: object) -> JobParams:
+    """Return validated parameters from decoded JSON.
+
+    Raises:
+        ParametersInvalid: with one sentence naming every field at fault.
+    """
+    try:
+        return JobParams.model_validate(raw)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
+            for fault in error.errors()
+        )
+        raise ParametersInvalid(faults) from error
+
+
+def canonical(params: StageParams) -> str:
+    """Return the parameters of a stage as canonical JSON: sorted keys, no spaces."""
+    return json.dumps(params.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

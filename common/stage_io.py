@@ -1,0 +1,86 @@
+"""What goes into a model and what comes out, per recording: files in, files and facts out.
+
+The contract between ``common.stage``, which fetches, stores and records, and each worker's
+``infer.process``, which computes. Neither torch nor the database is needed to import it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.domain import ArtifactKind
+from common.params import StageParams
+
+
+T = TypeVar("T")
+
+
+class Phases:
+    """Seconds spent per phase of one attempt: download, decode, infer, encode, upload."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent in the block to phase ``name``."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
+        """Yield ``items``; the time spent waiting for each counts as phase ``name``."""
+        iterator = iter(items)
+        while True:
+            with self.phase(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
+
+
+@dataclass(frozen=True)
+class StageInput:
+    """One recording as a worker gets it. Every path is local and may only be read."""
+
+    name: str  # as the user named it; for messages, never for opening
+    audio_path: Path
+    params: StageParams
+    upstream: dict[ArtifactKind, Path]
+    scratch: Path  # private folder of this attempt; removed afterwards, whatever happens
+    phases: Phases = field(default_factory=Phases)
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A file that becomes an artifact. ``path`` lies in the scratch folder."""
+
+    path: Path
+    media_type: str
+
+
+@dataclass(frozen=True)
+class AudioFacts:
+    """What decoding found out about a recording."""
+
+    duration_s: float
+    sample_rate: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class StageOutput:
+    """What a worker made of one recording. ``result`` is a small JSON summary (under 4 KiB)."""
+
+    files: dict[ArtifactKind, OutputFile]
+    result: dict[str, Any]
+    audio: AudioFacts
+    batch_size: int = 1  # chunks computed together, at most

@@ -1,0 +1,1 @@
+"""The six services. A service imports ``common``, never another service."""
