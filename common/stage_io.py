@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 from common.domain import ArtifactKind
 from common.params import StageParams
 
-
 T = TypeVar("T")
 
 
