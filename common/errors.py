@@ -82,11 +82,17 @@ class TransientError(SoundmillError):
     code = "transient_error"
 
 
-class StoreUnavailable(TransientError):
+class Outage(TransientError):
+    """Not the recording's fault: worth more patience than other errors."""
+
+    code = "outage"
+
+
+class StoreUnavailable(Outage):
     code = "store_unavailable"
 
 
-class DiskFull(TransientError):
+class DiskFull(Outage):
     code = "disk_full"
 
 

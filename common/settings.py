@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     lost_message_grace_s: float = 10.0
     dispatch_timeout_s: float = 3600.0
     max_attempts: int = 3
+    max_outage_attempts: int = 10  # while the object store does not answer or the disk is full
     max_crashes_alone: int = 3
     retry_backoff_s: float = 2.0
 

@@ -1,0 +1,132 @@
+"""The dispatcher's turn, again and again: recover, dispatch, count.
+
+Every step is its own short transaction. When the database or Redis does not answer, the turn is
+given up and tried again; nothing is kept in memory that a new dispatcher would miss.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
+
+from common import logs
+from common.broker import make_app, publish, queue_lengths
+from common.db import make_engine, make_readers, make_sessions
+from common.domain import STAGE_NEEDS, Priority, Stage
+from common.messages import ShardMessage
+from common.settings import Settings
+from services.dispatcher import counters, recovery, shards
+
+log = logs.get_logger(__name__)
+
+OUTAGE_PAUSE_S = 1.0
+COUNTING_SHARE = 0.1  # at most this share of the time goes into counting
+
+
+class Dispatcher:
+    """Owns the connections and the little that is remembered between turns."""
+
+    def __init__(self, settings: Settings) -> None:
+        engine = make_engine(settings)
+        self.settings = settings
+        self.sessions: sessionmaker[Session] = make_sessions(engine)
+        self.readers: sessionmaker[Session] = make_readers(engine)
+        self.app: Celery = make_app(settings)
+        self.redis = redis.Redis.from_url(settings.redis_url.get_secret_value())
+        self.turns = shards.Turns()
+        self.rates = counters.Rates()
+        self.empty_queues = recovery.EmptyQueues()
+        self.count_again_at = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Take turns until ``stop`` is set."""
+        while not stop.is_set():
+            try:
+                published = self.turn()
+            except (DBAPIError, redis.RedisError, BrokerError) as error:
+                log.warning("turn given up", error=type(error).__name__, detail=str(error))
+                stop.wait(OUTAGE_PAUSE_S)
+                continue
+            if not published:
+                stop.wait(self.settings.dispatch_interval_s)
+
+    def turn(self) -> int:
+        """Recover, dispatch and, when it is time, count; return the number of shards published."""
+        self.recover()
+        published = sum(self.dispatch(stage) for stage in reversed(STAGE_NEEDS))
+        if time.monotonic() >= self.count_again_at:
+            self.count()
+        return published
+
+    def recover(self) -> None:
+        """Take back what was lost."""
+        empty = self.empty_queues.longer_than(
+            queue_lengths(self.redis), self.settings.lost_message_grace_s
+        )
+        with self.readers() as session:
+            if not recovery.anything_lost(session, empty, self.settings):
+                return
+        with self.sessions.begin() as session:
+            leases = recovery.recover_leases(session, self.settings)
+            messages = recovery.recover_messages(session, empty, self.settings)
+        if leases or messages:
+            log.warning("taken back", expired_leases=leases, lost_messages=messages)
+
+    def dispatch(self, stage: Stage) -> int:
+        """Fill the queues of one stage, jobs in turn; return the number of shards published."""
+        published = 0
+        with self.readers() as session:
+            waiting = {p: shards.waiting_jobs(session, stage, p) for p in Priority}
+            places = (
+                shards.free_places(session, stage, self.settings) if any(waiting.values()) else {}
+            )
+        for priority in Priority:
+            jobs = self.turns.order(waiting[priority])
+            while jobs and places[priority] > 0:
+                job_id = jobs.pop(0)
+                if self._publish_next(job_id, stage, priority):
+                    self.turns.served(job_id)
+                    jobs.append(job_id)
+                    places[priority] -= 1
+                    published += 1
+        return published
+
+    def _publish_next(self, job_id: str, stage: Stage, priority: Priority) -> bool:
+        with self.sessions.begin() as session:
+            shard = shards.take_shard(session, job_id, stage, priority, self.settings)
+        if shard is None:
+            return False
+        try:
+            publish(self.app, ShardMessage(shard_id=shard.id, stage=stage), priority)
+        except (BrokerError, redis.RedisError):
+            with self.sessions.begin() as session:
+                recovery.return_shard(session, shard.id)
+            raise
+        log.info(
+            "shard published",
+            shard_id=shard.id,
+            stage=stage,
+            priority=priority,
+            job_id=job_id,
+            runs=len(shard.stage_run_ids),
+            audio_s=round(shard.audio_s, 1),
+        )
+        return True
+
+    def count(self) -> None:
+        """Refresh the counters of active jobs; the next time depends on how long it took."""
+        started = time.monotonic()
+        with self.readers() as session:
+            stale = counters.stale_jobs(session)
+        for job_id in stale:
+            with self.sessions.begin() as session:
+                counters.count_job(session, job_id, self.rates)
+        took_s = time.monotonic() - started
+        pause_s = max(self.settings.count_interval_s, took_s / COUNTING_SHARE)
+        self.count_again_at = time.monotonic() + pause_s

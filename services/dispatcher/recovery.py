@@ -1,0 +1,171 @@
+"""Takes back what was lost: expired leases, messages that Redis no longer has (e, f).
+
+A worker that dies takes its shard's leases with it. The shard comes back in halves until the
+recording that kills workers is alone; alone and killing again, it is quarantined.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from common.db import Attempt, DbNow, Recording, StageRun
+from common.domain import Outcome, Priority, RunState, Stage, queue_name
+from common.runs import release_downstream
+from common.settings import Settings
+
+MOST_AT_ONCE = 1_000
+LOST = "worker_lost"
+
+
+class EmptyQueues:
+    """Since when each queue has been seen empty, on this process's monotonic clock."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def longer_than(self, lengths: Mapping[str, int], seconds: float) -> set[str]:
+        """Take a new look at the queues; return those empty for at least ``seconds``."""
+        now = time.monotonic()
+        self._since = {
+            name: self._since.get(name, now) for name, length in lengths.items() if not length
+        }
+        return {name for name, since in self._since.items() if now - since >= seconds}
+
+
+def anything_lost(session: Session, empty: set[str], settings: Settings) -> bool:
+    """Return whether there may be something to take back, without locking anything."""
+    running = StageRun.state == RunState.RUNNING.value
+    dispatched = StageRun.state == RunState.DISPATCHED.value
+    grace_s = settings.lost_message_grace_s if empty else settings.dispatch_timeout_s
+    return bool(
+        session.scalar(
+            select(
+                or_(
+                    exists().where(running, StageRun.lease_expires_at < DbNow()),
+                    exists().where(dispatched, StageRun.dispatched_at < DbNow() - grace_s),
+                )
+            )
+        )
+    )
+
+
+def recover_leases(session: Session, settings: Settings) -> int:
+    """Take back StageRuns whose lease has expired; return how many.
+
+    Runs that were in one shard count as lost together.
+    """
+    expired = session.execute(
+        select(
+            StageRun.id,
+            StageRun.recording_id,
+            StageRun.fence,
+            StageRun.shard_id,
+            StageRun.crashes,
+            StageRun.worker,
+        )
+        .where(StageRun.state == RunState.RUNNING.value, StageRun.lease_expires_at < DbNow())
+        .limit(MOST_AT_ONCE)
+        .with_for_update(skip_locked=True)
+    ).all()
+    by_shard: dict[str | None, list[Any]] = defaultdict(list)
+    for run in expired:
+        by_shard[run.shard_id].append(run)
+    for lost in by_shard.values():
+        for run in lost:
+            _take_back(session, run, len(lost), settings)
+    return len(expired)
+
+
+def _take_back(session: Session, run: Any, shard_size: int, settings: Settings) -> None:
+    alone = shard_size == 1
+    crashes = run.crashes + alone
+    detail = f"worker {run.worker} stopped answering"
+    change: dict[str, Any]
+    if crashes >= settings.max_crashes_alone:
+        change = {
+            "state": RunState.QUARANTINED.value,
+            "finished_at": DbNow(),
+            "error_code": LOST,
+            "error_detail": f"killed its worker {crashes} times while alone",
+        }
+    else:
+        change = {
+            "state": RunState.READY.value,
+            "ready_at": DbNow(),
+            "shard_id": None,
+            "shard_limit": max(1, shard_size // 2),
+        }
+    session.execute(
+        update(StageRun)
+        .where(StageRun.id == run.id)
+        .values(lease_expires_at=None, crashes=crashes, **change)
+        .execution_options(synchronize_session=False)
+    )
+    session.execute(
+        update(Attempt)
+        .where(Attempt.stage_run_id == run.id, Attempt.number == run.fence)
+        .values(
+            outcome=Outcome.LOST.value, finished_at=DbNow(), error_code=LOST, error_detail=detail
+        )
+        .execution_options(synchronize_session=False)
+    )
+    if change["state"] == RunState.QUARANTINED.value:
+        session.execute(
+            select(Recording.id).where(Recording.id == run.recording_id).with_for_update()
+        )
+        release_downstream(session, run.recording_id)
+
+
+def recover_messages(session: Session, empty: set[str], settings: Settings) -> int:
+    """Take back StageRuns whose message is lost; return how many.
+
+    A run that is dispatched although its queue has been empty for a while has no message, nor has
+    one that has waited longer than any queue should make it. Should the message turn up after
+    all, its shard id is stale and the worker ignores it.
+
+    Args:
+        empty: Queues seen empty for ``lost_message_grace_s`` (see ``EmptyQueues``).
+    """
+    taken = 0
+    for stage in Stage:
+        for priority in Priority:
+            grace_s = (
+                settings.lost_message_grace_s
+                if queue_name(stage, priority) in empty
+                else settings.dispatch_timeout_s
+            )
+            lost = session.scalars(
+                select(StageRun.id)
+                .where(
+                    StageRun.state == RunState.DISPATCHED.value,
+                    StageRun.stage == stage.value,
+                    StageRun.priority == priority.value,
+                    StageRun.dispatched_at < DbNow() - grace_s,
+                )
+                .with_for_update(skip_locked=True)
+            ).all()
+            if lost:
+                return_runs(session, StageRun.id.in_(lost))
+                taken += len(lost)
+    return taken
+
+
+def return_shard(session: Session, shard_id: str) -> None:
+    """Take back a shard that could not be published."""
+    return_runs(session, StageRun.shard_id == shard_id)
+
+
+def return_runs(session: Session, which: Any) -> None:
+    """Move dispatched StageRuns back to ready (e)."""
+    session.execute(
+        update(StageRun)
+        .where(which, StageRun.state == RunState.DISPATCHED.value)
+        .values(state=RunState.READY.value, shard_id=None)
+        .execution_options(synchronize_session=False)
+    )
