@@ -1,0 +1,64 @@
+"""The log-mel front end of every model. Differentiable, batched, on any device.
+
+It leaves out augmentation, which belongs to the training code of each service.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from common.mel import mel_filters
+
+ANALYSIS_RATE_HZ = 32_000
+"""The sample rate that models look at; gains and removal work on the recording's own rate."""
+
+LOG_FLOOR = 1e-6
+"""Added to the power before the logarithm: about 108 dB below a full-scale sine at n_fft 1024."""
+
+
+class LogMel(nn.Module):
+    """Natural logarithm of mel power: ln(filters @ |STFT|^2 + 1e-6), Hann window, unscaled STFT.
+
+    Frame t is centred on sample t * hop_length; outside the waveform there are zeros, so that any
+    length from one sample up has a defined result. The module has buffers but no weights.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(
+        self,
+        sample_rate: int,
+        n_fft: int,
+        hop_length: int,
+        n_mels: int,
+        f_min: float = 0.0,
+        f_max: float | None = None,
+    ) -> None:
+        """``f_min`` and ``f_max`` (default: half the sample rate) bound the filters, in hertz.
+
+        Raises:
+            ValueError: if a filter would fall between two bins of the spectrum.
+        """
+        super().__init__()
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        f_max = sample_rate / 2 if f_max is None else f_max
+        filters = torch.from_numpy(mel_filters(sample_rate, n_fft, n_mels, f_min, f_max))
+        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Return (B, n_mels, samples // hop_length + 1) of waveforms (B, samples) in [-1, 1]."""
+        spectrum = torch.stft(
+            waveform,
+            self.n_fft,
+            hop_length=self.hop_length,
+            window=self.window,
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )  # (B, n_fft // 2 + 1, T)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return torch.log(torch.matmul(self.filters, power) + LOG_FLOOR)
