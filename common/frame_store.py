@@ -219,13 +219,7 @@ class FrameReader:
         try:
             with self._zip.open(f"{member}.npy") as stream:
                 array: Array = np.lib.format.read_array(stream, allow_pickle=False)
-        except (
-            KeyError,
-            OSError,
-            ValueError,
-            EOFError,
-            zipfile.BadZipFile,
-            zipfile.zlib.error,
-        ) as e:
-            raise ArtifactInvalid(f"{member} of {self.path.name} cannot be read: {e}") from e
+        except _READ_ERRORS as error:
+            text = f"{member} of {self.path.name} cannot be read: {error}"
+            raise ArtifactInvalid(text) from error
         return array
