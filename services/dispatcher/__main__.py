@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from contextlib import closing
 from types import FrameType
 
 from common import logs
@@ -23,7 +24,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
     log.info("dispatcher started")
-    Dispatcher(settings).run(stop)
+    with closing(Dispatcher(settings)) as dispatcher:
+        dispatcher.run(stop)
     log.info("dispatcher stopped")
 
 

@@ -33,16 +33,22 @@ class Dispatcher:
     """Owns the connections and the little that is remembered between turns."""
 
     def __init__(self, settings: Settings) -> None:
-        engine = make_engine(settings)
+        self.engine = make_engine(settings)
         self.settings = settings
-        self.sessions: sessionmaker[Session] = make_sessions(engine)
-        self.readers: sessionmaker[Session] = make_readers(engine)
+        self.sessions: sessionmaker[Session] = make_sessions(self.engine)
+        self.readers: sessionmaker[Session] = make_readers(self.engine)
         self.app: Celery = make_app(settings)
         self.redis = redis.Redis.from_url(settings.redis_url.get_secret_value())
         self.turns = shards.Turns()
         self.rates = counters.Rates()
         self.empty_queues = recovery.EmptyQueues()
         self.count_again_at = 0.0
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.app.close()
+        self.redis.close()
+        self.engine.dispose()
 
     def run(self, stop: threading.Event) -> None:
         """Take turns until ``stop`` is set."""

@@ -68,8 +68,6 @@ def free_places(session: Session, stage: Stage, settings: Settings) -> dict[Prio
             .where(StageRun.state == RunState.DISPATCHED.value, StageRun.stage == stage.value)
             .group_by(StageRun.priority)
         )
-        .tuples()
-        .all()
     )
     return {p: max(0, allowed - waiting.get(p.value, 0)) for p in Priority}
 

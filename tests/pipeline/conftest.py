@@ -1,0 +1,100 @@
+"""An empty, migrated database, and short ways to fill and read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session, sessionmaker
+
+from common.db import Job, Recording, StageRun, make_engine, make_sessions
+from common.domain import STAGE_NEEDS, JobState, Priority, RunState, Stage, with_needs
+from common.migrate import migrate
+from common.settings import Settings
+
+MakeJob = Callable[..., str]
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path, database_url=SecretStr(database_url))
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = make_engine(settings)
+    migrate(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def sessions(engine: Engine) -> sessionmaker[Session]:
+    return make_sessions(engine)
+
+
+@pytest.fixture
+def make_job(sessions: sessionmaker[Session]) -> MakeJob:
+    """Insert a closed job with recordings whose first stage is ready; return its id."""
+
+    def make(
+        recordings: int = 1,
+        *,
+        stages: set[Stage] | None = None,
+        audio_s: float = 10.0,
+        priority: Priority = Priority.BULK,
+    ) -> str:
+        order = with_needs(stages or set(Stage))
+        with sessions.begin() as session:
+            job = Job(
+                name="test",
+                state=JobState.CLOSED.value,
+                priority=priority.value,
+                stages=[stage.value for stage in order],
+                recordings=recordings,
+            )
+            session.add(job)
+            session.flush()
+            for position in range(recordings):
+                recording = Recording(
+                    job_id=job.id,
+                    position=position,
+                    name=f"{position}.wav",
+                    object_key=f"recordings/{position}",
+                    size_bytes=1,
+                    sha256=f"{position:064x}",
+                )
+                session.add(recording)
+                session.flush()
+                session.add_all(
+                    StageRun(
+                        job_id=job.id,
+                        recording_id=recording.id,
+                        stage=stage.value,
+                        state=(RunState.BLOCKED if STAGE_NEEDS[stage] else RunState.READY).value,
+                        priority=priority.value,
+                        position=position,
+                        audio_s=audio_s,
+                    )
+                    for stage in order
+                )
+            return job.id
+
+    return make
+
+
+def states(sessions: sessionmaker[Session], job_id: str) -> dict[Stage, list[RunState]]:
+    """Return the states of a job's runs per stage, in the order of the recordings."""
+    with sessions() as session:
+        rows = session.execute(
+            select(StageRun.stage, StageRun.state)
+            .where(StageRun.job_id == job_id)
+            .order_by(StageRun.position)
+        ).all()
+    found: dict[Stage, list[RunState]] = {}
+    for stage, state in rows:
+        found.setdefault(Stage(stage), []).append(RunState(state))
+    return found
