@@ -175,7 +175,7 @@ def find_reusable(session: Session, key: str) -> Reusable | None:
     if row is None:
         return None
     run, recording = row
-    if recording.duration_s is None:
+    if recording.duration_s is None or recording.sample_rate is None or recording.channels is None:
         return None
     artifacts = session.scalars(select(Artifact).where(Artifact.stage_run_id == run.id))
     return Reusable(

@@ -67,7 +67,7 @@ def free_places(session: Session, stage: Stage, settings: Settings) -> dict[Prio
             select(StageRun.priority, func.count(distinct(StageRun.shard_id)))
             .where(StageRun.state == RunState.DISPATCHED.value, StageRun.stage == stage.value)
             .group_by(StageRun.priority)
-        )
+        ).all()
     )
     return {p: max(0, allowed - waiting.get(p.value, 0)) for p in Priority}
 
