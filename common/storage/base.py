@@ -1,0 +1,154 @@
+"""What both object stores share: the interface, the records, checks and errors."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from common.errors import DiskFull, PermanentError, StoreUnavailable
+
+BLOCK_BYTES = 1 << 20
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
+MAX_KEY_LENGTH = 512
+
+
+class ObjectTooLarge(PermanentError):
+    """The bytes to be stored are more than allowed."""
+
+    code = "too_large"
+
+
+class Readable(Protocol):
+    """Anything with bytes to read: ``b""`` is the end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object that was just stored. ``sha256`` is in hexadecimal."""
+
+    key: str
+    size_bytes: int
+    sha256: str
+    etag: str
+
+
+@dataclass(frozen=True)
+class ObjectStat:
+    """What the store knows about an object."""
+
+    key: str
+    size_bytes: int
+    etag: str
+
+
+class ObjectStore(Protocol):
+    """Bytes under keys. Every method may raise StoreUnavailable."""
+
+    def prepare(self) -> None:
+        """Make the bucket or the directory if it is missing."""
+
+    def check(self) -> None:
+        """Return if the store can be used. Raises StoreUnavailable with the reason if not."""
+
+    def put_stream(
+        self, key: str, reader: Readable, media_type: str, max_bytes: int | None = None
+    ) -> StoredObject:
+        """Store everything that ``reader`` gives, hashing it on the way.
+
+        When ``reader`` raises, its error comes out and nothing is stored.
+
+        Raises:
+            ObjectTooLarge: after ``max_bytes``; nothing is stored.
+            DiskFull: no room; nothing is stored.
+        """
+
+    def put_file(self, key: str, path: Path, media_type: str) -> StoredObject:
+        """Store a file. Raises DiskFull when there is no room."""
+
+    def open(
+        self, key: str, start: int = 0, length: int | None = None
+    ) -> AbstractContextManager[Iterator[bytes]]:
+        """Open a stretch of an object: ``with store.open(key) as blocks: for block in blocks``.
+
+        A stretch past the end is cut to what is there. Raises NotFound on entering.
+        """
+
+    def fetch(self, key: str, path: Path) -> None:
+        """Write an object to ``path``, which is either whole afterwards or not there.
+
+        The file may share its bytes with the store: it must only be read. Raises NotFound,
+        DiskFull.
+        """
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the path of the object's own file, only to be read, if the store has files."""
+
+    def stat(self, key: str) -> ObjectStat:
+        """Return size and entity tag. Raises NotFound."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; nothing happens if it is not there."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectStat]:
+        """Yield the objects whose keys begin with ``prefix``, sorted by key."""
+
+    def presigned_get(self, key: str, expires_s: int, filename: str) -> str | None:
+        """Return an expiring URL that downloads the object as ``filename``; None if not offered.
+
+        ``filename`` is plain ASCII without quotes.
+        """
+
+
+class Hashing:
+    """Reads full blocks from a reader while it hashes, counts and limits them."""
+
+    def __init__(self, reader: Readable, max_bytes: int | None) -> None:
+        self._reader = reader
+        self._max_bytes = max_bytes
+        self._sha256 = hashlib.sha256()
+        self.size_bytes = 0
+
+    def read(self, size: int = BLOCK_BYTES) -> bytes:
+        """Return ``size`` bytes, fewer only at the end."""
+        parts: list[bytes] = []
+        missing = size
+        while missing > 0:
+            part = self._reader.read(missing)
+            if not part:
+                break
+            self._sha256.update(part)
+            self.size_bytes += len(part)
+            missing -= len(part)
+            if self._max_bytes is not None and self.size_bytes > self._max_bytes:
+                raise ObjectTooLarge(f"more than {self._max_bytes} bytes")
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def stored(self, key: str, etag: str | None) -> StoredObject:
+        """Return the record of what was read."""
+        return StoredObject(key, self.size_bytes, self._sha256.hexdigest(), etag or "")
+
+
+def check_key(key: str) -> str:
+    if len(key) > MAX_KEY_LENGTH or not KEY.fullmatch(key):
+        raise ValueError(f"not an object key: {key!r}")
+    return key
+
+
+@contextmanager
+def os_errors(doing: str) -> Iterator[None]:
+    """Turn the errors of the operating system into those of our tree."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no space left while {doing}") from error
+        raise StoreUnavailable(f"{error.strerror or error} while {doing}") from error

@@ -1,0 +1,1 @@
+"""Tests. Real Redis, PostgreSQL and S3 servers come from ``tests.servers``."""
