@@ -1,0 +1,84 @@
+"""Weights files: a config plus tensors in one safetensors file, never a pickled class.
+
+Source: the safetensors format, whose header carries string metadata; the config is JSON there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from common.errors import WeightsInvalid
+
+CONFIG_KEY = "config"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A weights file in memory. ``digest`` is the SHA-256 of the file, in hexadecimal."""
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    digest: str
+
+
+def save(path: Path, config: dict[str, Any], weights: nn.Module | dict[str, Tensor]) -> None:
+    """Write a weights file beside ``path``, then rename it there. The same input, the same bytes.
+
+    Args:
+        path: its folder is made if need be.
+        config: anything JSON can hold.
+        weights: a module, whose state is taken, or named tensors.
+    """
+    state = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    header = {CONFIG_KEY: json.dumps(config, sort_keys=True, separators=(",", ":"))}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_bytes(safetensors.torch.save(tensors, metadata=header))
+    os.replace(beside, path)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a weights file.
+
+    Raises:
+        WeightsInvalid: missing, damaged, or without a config.
+    """
+    try:
+        content = path.read_bytes()
+        tensors = safetensors.torch.load(content)
+        config = json.loads(_metadata(content)[CONFIG_KEY])
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise WeightsInvalid(f"the weights file {path.name} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsInvalid(f"the weights file {path.name} holds no config")
+    return Checkpoint(config, tensors, hashlib.sha256(content).hexdigest())
+
+
+def restore(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Put the tensors of a checkpoint into a module.
+
+    Raises:
+        WeightsInvalid: names or shapes differ.
+    """
+    try:
+        module.load_state_dict(checkpoint.tensors)
+    except RuntimeError as error:
+        raise WeightsInvalid(f"the weights do not fit the model: {error}") from error
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Return the metadata of a safetensors file: a little-endian length, then a JSON header."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    metadata: dict[str, str] = header["__metadata__"]
+    return metadata
