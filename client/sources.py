@@ -23,12 +23,11 @@ try:
 except ImportError:  # a Python built without it
     LZMAError = zlib.error
 
-AUDIO_SUFFIXES = frozenset(
-    [".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aifc", ".aiff", ".au", ".snd", ".caf"]
-    + [".flac", ".alac", ".ape", ".tta", ".wv", ".mp2", ".mp3", ".aac", ".m4a", ".m4b", ".ac3"]
-    + [".ogg", ".oga", ".opus", ".wma", ".amr", ".3gp", ".mka"]
-    + [".mp4", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv"]
-)
+PLAIN_SUFFIXES = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aifc", ".aiff", ".au", ".caf"}
+LOSSLESS_SUFFIXES = {".flac", ".alac", ".ape", ".tta", ".wv"}
+LOSSY_SUFFIXES = {".mp2", ".mp3", ".aac", ".m4a", ".m4b", ".ac3", ".ogg", ".oga", ".opus", ".wma"}
+VIDEO_SUFFIXES = {".mka", ".mkv", ".webm", ".mp4", ".mov", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv"}
+AUDIO_SUFFIXES = frozenset(PLAIN_SUFFIXES | LOSSLESS_SUFFIXES | LOSSY_SUFFIXES | VIDEO_SUFFIXES)
 """File names that are taken for recordings; whether one is, the decoder finds out."""
 
 DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, zlib.error, LZMAError)
