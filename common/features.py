@@ -51,6 +51,10 @@ class LogMel(nn.Module):
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Return (B, n_mels, samples // hop_length + 1) of waveforms (B, samples) in [-1, 1]."""
+        return torch.log(self.power(waveform) + LOG_FLOOR)
+
+    def power(self, waveform: Tensor) -> Tensor:
+        """Return the same without floor and logarithm: mel power, at least 0."""
         spectrum = torch.stft(
             waveform,
             self.n_fft,
@@ -61,4 +65,4 @@ class LogMel(nn.Module):
             return_complex=True,
         )  # (B, n_fft // 2 + 1, T)
         power = spectrum.real.square() + spectrum.imag.square()
-        return torch.log(torch.matmul(self.filters, power) + LOG_FLOOR)
+        return torch.matmul(self.filters, power)

@@ -1,0 +1,1 @@
+"""The segmenter: parts foreground from background in time and frequency, for any label or none."""
