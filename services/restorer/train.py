@@ -1,0 +1,171 @@
+"""Trains the recogniser and the inpainter.
+
+``python -m services.restorer.train --data DIR --out DIR [--minutes M] [--quick]``
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from torch import Tensor
+
+from common import checkpoint
+from common.datasets import ClipBank, clips_of
+from common.features import ANALYSIS_RATE_HZ
+from common.labels import LABELS
+from common.soundscapes import evaluation_soundscapes
+from common.training import FitConfig, fit
+from services.restorer.config import REGION_MARGIN_S, InpainterConfig, RecogniserConfig
+from services.restorer.data import (
+    MAX_EVENTS,
+    InpaintBatch,
+    RecogniserBatch,
+    SoundscapePool,
+    inpaint_batches,
+    label_levels,
+    limit_bandwidth,
+    recogniser_batches,
+)
+from services.restorer.listen import probabilities
+from services.restorer.losses import PRESENT_DB, FillLoss, PartiallyLabelledBce
+from services.restorer.model import Fill, Inpainter, Recogniser
+
+BATCH_RECOGNISER = 32
+BATCH_INPAINTER = 6
+STEPS_UNBOUNDED = 100_000
+VALIDATION_SEED = 71
+
+
+class Which(StrEnum):
+    """What to train."""
+
+    BOTH = "both"
+    RECOGNISER = "recogniser"
+    INPAINTER = "inpainter"
+
+
+class RecogniserLosses:
+    """Batch to losses; the log-mel is part of it, so that bandwidth can be taken away."""
+
+    def __init__(self, seed: int) -> None:
+        self.bce = PartiallyLabelledBce()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, model: Recogniser, batch: RecogniserBatch) -> dict[str, Tensor]:
+        with torch.no_grad():
+            log_mel = limit_bandwidth(model.features(batch.waveforms), self.generator)
+        return {"total": self.bce(model(log_mel), batch.target, batch.known)}
+
+
+class InpainterLosses:
+    """Batch to losses."""
+
+    def __init__(self) -> None:
+        self.fill = FillLoss()
+
+    def __call__(self, model: Inpainter, batch: InpaintBatch) -> dict[str, Tensor]:
+        prior = Fill(batch.prior_mean, batch.prior_log_variance)
+        fill = model(batch.level, batch.mask, prior, batch.replace, batch.low_bin)
+        return self.fill(fill, batch.target, batch.replace)
+
+
+def fit_threshold(recogniser: Recogniser, bank: ClipBank, n_soundscapes: int) -> float:
+    """Return the probability from which a label counts as heard.
+
+    On fixed soundscapes of the validation split: each event that is loud enough should be heard,
+    and neither itself where it has been taken out nor a label that is not there. The threshold
+    has the least mean of the two error shares.
+    """
+    present, absent = [], []
+    rng = np.random.default_rng(VALIDATION_SEED)
+    for scape in evaluation_soundscapes(
+        bank, n_soundscapes, VALIDATION_SEED, max_events=MAX_EVENTS, split="validation"
+    ):
+        sounding = {event.label for event in scape.events} | {scape.background_label}
+        strangers = [label for label in LABELS if label not in sounding]
+        for event in scape.events:
+            start = max(0, int((event.onset_s - REGION_MARGIN_S) * ANALYSIS_RATE_HZ))
+            part = slice(start, int((event.offset_s + REGION_MARGIN_S) * ANALYSIS_RATE_HZ))
+            index = LABELS.index(event.label)
+            if label_levels(scape.events, scape.mixture, part)[index] < PRESENT_DB:
+                continue
+            with_event = probabilities(recogniser, scape.mixture[part])
+            present.append(with_event[index])
+            absent.append(with_event[LABELS.index(strangers[rng.integers(len(strangers))])])
+            absent.append(probabilities(recogniser, scape.background[part])[index])
+    candidates = np.linspace(0.02, 0.98, 97)
+    missed = np.array([np.mean(np.array(present) < t) for t in candidates])
+    false = np.array([np.mean(np.array(absent) >= t) for t in candidates])
+    best = int(np.argmin(missed + false))
+    typer.echo(
+        f"threshold {candidates[best]:.2f} on {len(present)} events: "
+        f"missed {missed[best]:.1%}, heard wrongly {false[best]:.1%}"
+    )
+    return round(float(candidates[best]), 3)
+
+
+def train_recogniser(
+    bank: ClipBank, data: Path, out: Path, runs: Path, minutes: float, seed: int, quick: bool
+) -> None:
+    """Train the recogniser, fit its threshold, write ``recogniser.safetensors``."""
+    config = RecogniserConfig()
+    pool = SoundscapePool(bank, clips_of(data, "train"), seed)
+    torch.manual_seed(seed)
+    result = fit(
+        Recogniser(config),
+        recogniser_batches(pool, BATCH_RECOGNISER, seed),
+        RecogniserLosses(seed),
+        FitConfig(STEPS_UNBOUNDED, lr=2e-3, minutes=minutes, ema_decay=0.995, seed=seed),
+        runs / "recogniser",
+    )
+    threshold = fit_threshold(result.ema_model, bank, 20 if quick else 80)
+    fitted = replace(config, threshold=threshold)
+    checkpoint.save(out / "recogniser.safetensors", asdict(fitted), result.ema_model)
+
+
+def train_inpainter(
+    bank: ClipBank, data: Path, out: Path, runs: Path, minutes: float, seed: int
+) -> None:
+    """Train the inpainter, write ``inpainter.safetensors``."""
+    config = InpainterConfig()
+    pool = SoundscapePool(bank, clips_of(data, "train"), seed + 1)
+    torch.manual_seed(seed)
+    result = fit(
+        Inpainter(config),
+        inpaint_batches(pool, BATCH_INPAINTER, seed),
+        InpainterLosses(),
+        FitConfig(STEPS_UNBOUNDED, lr=1.5e-3, minutes=minutes, ema_decay=0.99, seed=seed),
+        runs / "inpainter",
+    )
+    checkpoint.save(out / "inpainter.safetensors", asdict(config), result.ema_model)
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="Folder of the data sets.")],
+    out: Annotated[Path, typer.Option(help="Where the weights go.")],
+    which: Annotated[Which, typer.Option(help="Which model.")] = Which.BOTH,
+    minutes: Annotated[float, typer.Option(help="Training time of each model.")] = 15.0,
+    quick: Annotated[bool, typer.Option(help="Two minutes each, to see it run.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    cache: Annotated[Path, typer.Option(help="Decoded clips.")] = Path("runs/cache"),
+    runs: Annotated[Path, typer.Option(help="Checkpoints and journals.")] = Path("runs/restorer"),
+) -> None:
+    """Train one or both models of the restorer."""
+    torch.set_num_threads(1)
+    minutes = 2.0 if quick else minutes
+    # one bank for both splits: the threshold is fitted on soundscapes of the validation split
+    bank = ClipBank.open(clips_of(data, "train") + clips_of(data, "validation"), cache)
+    if which in (Which.BOTH, Which.RECOGNISER):
+        train_recogniser(bank, data, out, runs, minutes, seed, quick)
+    if which in (Which.BOTH, Which.INPAINTER):
+        train_inpainter(bank, data, out, runs, minutes, seed)
+
+
+if __name__ == "__main__":
+    typer.run(main)
