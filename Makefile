@@ -21,7 +21,7 @@ help:  ## list the targets
 
 demo: $(ENV)  ## process a small generated archive, or AUDIO=path of your own
 	@$(if $(AUDIO),,$(PY) -m client.demo demo/audio)
-	@$(PY) -m client.cli process $(if $(AUDIO),"$(AUDIO)",demo/audio) --home demo/home --results demo/results
+	@$(PY) -m client.cli process $(if $(AUDIO),"$(AUDIO)",demo/audio) --home demo/home
 
 test: $(ENV) $(S3_ENV)  ## run every test against servers that the tests start themselves
 	$(PY) -m pytest $(PYTEST_ARGS)

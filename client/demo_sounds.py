@@ -7,6 +7,8 @@ train through a vocal tract, rain many small impacts, wind noise whose colour fo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,7 +42,7 @@ def shaped_noise(
     return normalised(np.fft.irfft(spectrum * edges * f ** (-tilt / 2), n))
 
 
-def resonate(x: Waveform, rate: int, formants: list[tuple[float, float, float]]) -> Waveform:
+def resonate(x: Waveform, rate: int, formants: Sequence[tuple[float, float, float]]) -> Waveform:
     """Filter by resonances: (centre_hz, bandwidth_hz, gain) each."""
     spectrum = np.fft.rfft(x)
     f = np.fft.rfftfreq(x.size, 1 / rate)
@@ -57,13 +59,15 @@ def slow(rng: np.random.Generator, rate: int, duration_s: float, period_s: float
     step = t % 1
     ease = step * step * (3 - 2 * step)
     left = t.astype(int)
-    return knots[left] * (1 - ease) + knots[left + 1] * ease
+    curve: Waveform = knots[left] * (1 - ease) + knots[left + 1] * ease
+    return curve
 
 
 def fade(x: Waveform, rate: int, attack_s: float = 0.01, release_s: float = 0.03) -> Waveform:
     """Fade in and out."""
     t = seconds(rate, x.size / rate)[: x.size]
-    return x * np.minimum(1, t / attack_s) * np.minimum(1, (t[-1] - t) / release_s)
+    envelope: Waveform = np.minimum(1, t / attack_s) * np.minimum(1, (t[-1] - t) / release_s)
+    return x * envelope
 
 
 def harmonics(pitch_hz: Waveform, rate: int, weights: list[float]) -> Waveform:

@@ -7,6 +7,7 @@ ClientError
 ├── PortInUse            the gateway cannot listen on the port asked for
 ├── StackFailed          a process of the stack did not start
 ├── GatewayUnreachable   no gateway answers at the address
+├── SendingBroke         the connection broke in the middle of an upload
 └── Problem              the gateway answered with an RFC 9457 problem
 """
 
@@ -45,6 +46,10 @@ class StackFailed(ClientError):
 
 class GatewayUnreachable(ClientError):
     code = "gateway_unreachable"
+
+
+class SendingBroke(ClientError):
+    code = "sending_broke"
 
 
 class Problem(ClientError):

@@ -18,11 +18,6 @@ from pathlib import Path, PurePosixPath
 
 from client.errors import NoAudio
 
-try:
-    from lzma import LZMAError
-except ImportError:  # a Python built without it
-    LZMAError = zlib.error
-
 PLAIN_SUFFIXES = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aifc", ".aiff", ".au", ".caf"}
 LOSSLESS_SUFFIXES = {".flac", ".alac", ".ape", ".tta", ".wv"}
 LOSSY_SUFFIXES = {".mp2", ".mp3", ".aac", ".m4a", ".m4b", ".ac3", ".ogg", ".oga", ".opus", ".wma"}
@@ -30,7 +25,7 @@ VIDEO_SUFFIXES = {".mka", ".mkv", ".webm", ".mp4", ".mov", ".avi", ".mpg", ".mpe
 AUDIO_SUFFIXES = frozenset(PLAIN_SUFFIXES | LOSSLESS_SUFFIXES | LOSSY_SUFFIXES | VIDEO_SUFFIXES)
 """File names that are taken for recordings; whether one is, the decoder finds out."""
 
-DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, zlib.error, LZMAError)
+DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, zlib.error)
 BLOCK_BYTES = 1024 * 1024
 MAX_NAME_CHARS = 400
 
@@ -89,10 +84,19 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[byt
         with archive.open(entry) as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
-    except DAMAGED as error:
+    except damage_of(entry) as error:
         raise Unreadable(f"is damaged inside its archive: {error}") from error
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, unknown compression
+    except (RuntimeError, ImportError) as error:  # encrypted, unknown compression
         raise Unreadable(f"cannot be unpacked: {error}") from error
+
+
+def damage_of(entry: zipfile.ZipInfo) -> tuple[type[Exception], ...]:
+    """Return the errors that reading a damaged entry may raise."""
+    if entry.compress_type != zipfile.ZIP_LZMA:
+        return DAMAGED
+    from lzma import LZMAError  # a module that not every Python has
+
+    return (*DAMAGED, LZMAError)
 
 
 def list_sources(paths: list[Path]) -> Listing:

@@ -1,0 +1,115 @@
+"""Shows how far a job is: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from client.api import Gateway, Job
+from common.domain import Stage
+
+POLL_S = 0.5
+LINE_EVERY_S = 5.0
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as ``h:mm:ss``."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def pace(job: Job) -> str:
+    """Return speed and remaining time as far as they are known."""
+    speed = f"{job.rate:.1f} audio hours per hour" if job.rate else "measuring the speed"
+    remaining = f", {clock(job.eta_s)} to go" if job.eta_s is not None else ""
+    return speed + remaining
+
+
+class Display:
+    """Progress of one job. Use it as a context manager and call ``update`` as often as you like."""
+
+    def __init__(self, console: Console, total: int, stages: list[Stage]) -> None:
+        self._console = console
+        self._total = total
+        self._stages = stages
+        self._next_line_at = 0.0
+        self._last_line = ""
+        self._bars: dict[str, TaskID] = {}
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description:<9}"),
+                BarColumn(bar_width=40),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+                transient=True,
+            )
+            for name in ["send", *stages]:
+                self._bars[name] = self._progress.add_task(name, total=total, note="")
+
+    def __enter__(self) -> Display:
+        if self._progress is not None:
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def update(self, sent: int, job: Job) -> None:
+        """Show that ``sent`` recordings were sent and how far the job is."""
+        if self._progress is None:
+            self._print_line(sent, job)
+            return
+        self._progress.update(self._bars["send"], completed=sent, note=pace(job))
+        for stage in self._stages:
+            failed = job.not_succeeded(stage)
+            note = f"[red]{failed} failed[/red]" if failed else ""
+            self._progress.update(self._bars[stage], completed=job.done(stage), note=note)
+
+    def _print_line(self, sent: int, job: Job) -> None:
+        now = time.monotonic()
+        if now < self._next_line_at and not job.is_finished:
+            return
+        parts = [f"sent {sent}/{self._total}"]
+        parts += [f"{stage} {job.done(stage)}/{self._total}" for stage in self._stages]
+        line = ", ".join([*parts, pace(job)])
+        if line != self._last_line:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._last_line = line
+        self._next_line_at = now + LINE_EVERY_S
+
+
+class Follower:
+    """Asks the gateway about a job now and then and hands the answer to a display."""
+
+    def __init__(self, gateway: Gateway, job: Job, display: Display) -> None:
+        self._gateway = gateway
+        self._display = display
+        self._ask_again_at = 0.0
+        self.job = job
+
+    def tick(self, sent: int) -> None:
+        """Update the display if it is time to."""
+        now = time.monotonic()
+        if now < self._ask_again_at:
+            return
+        self.job = self._gateway.job(self.job.id)
+        self._display.update(sent, self.job)
+        self._ask_again_at = time.monotonic() + POLL_S
+
+    def until_finished(self, sent: int) -> Job:
+        """Return the job once every stage of every recording is through."""
+        while not self.job.is_finished:
+            time.sleep(max(0.0, self._ask_again_at - time.monotonic()))
+            self.tick(sent)
+        return self.job
