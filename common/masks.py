@@ -145,7 +145,7 @@ class MaskReader:
         times_s = start_s + hop_s * np.arange(n_frames, dtype=np.float64)
         window = _TimeWindow(times_s, MASK_HOP_S, 0.0, self.n_frames)
         coarse = self.frames(window.start, window.stop)
-        return _interpolate_bands(window.interpolate(coarse), self.centres_hz, freqs_hz)
+        return interpolate_bands(window.interpolate(coarse), self.centres_hz, freqs_hz)
 
     def close(self) -> None:
         self._reader.close()
@@ -276,7 +276,7 @@ class EmbeddingReader:
         times_s = start_s + hop_s * np.arange(n_frames, dtype=np.float64)
         window = _TimeWindow(times_s, EMBEDDING_HOP_S, EMBEDDING_FIRST_S, self.n_frames)
         coarse = self._class_frames(label, window.start, window.stop)
-        return _interpolate_bands(window.interpolate(coarse), self.centres_hz, freqs_hz)
+        return interpolate_bands(window.interpolate(coarse), self.centres_hz, freqs_hz)
 
     def close(self) -> None:
         self._reader.close()
@@ -320,9 +320,16 @@ class _TimeWindow:
         return np.asarray(mixed, np.float32)
 
 
-def _interpolate_bands(
+def interpolate_bands(
     values: Float32Array, centres_hz: FloatArray, freqs_hz: npt.ArrayLike
 ) -> Float32Array:
+    """Return ``values`` (F, T) at other frequencies, (N, T): linear in mel, the ends hold.
+
+    Args:
+        values: (F, T).
+        centres_hz: (F,) rising.
+        freqs_hz: (N,).
+    """
     centres = hz_to_mel(centres_hz)
     wanted = np.clip(hz_to_mel(freqs_hz), centres[0], centres[-1])
     left = np.clip(np.searchsorted(centres, wanted, side="right") - 1, 0, len(centres) - 2)
