@@ -1,0 +1,71 @@
+"""Puts the gateway together: ``create_app`` returns the ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import redis
+from anyio import to_thread
+from fastapi import FastAPI
+
+from common import logs
+from common.db import make_engine, make_readers, make_sessions
+from common.errors import SoundmillError
+from common.metrics import new_registry
+from common.settings import Settings
+from common.storage import open_store
+from services.gateway import problems
+from services.gateway.endpoints import Surroundings, operations, v1
+from services.gateway.observe import HttpMetrics, Observed, RunMetrics
+
+log = logs.get_logger(__name__)
+
+REDIS_TIMEOUT_S = 2.0
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application. It connects to database, Redis and object store when it is used."""
+    engine = make_engine(settings)
+    readers = make_readers(engine)
+    registry = new_registry()
+    metrics = HttpMetrics(registry)
+    registry.register(RunMetrics(readers))
+    around = Surroundings(
+        settings=settings,
+        sessions=make_sessions(engine),
+        readers=readers,
+        store=open_store(settings),
+        redis=redis.Redis.from_url(
+            settings.redis_url.get_secret_value(),
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+        ),
+        registry=registry,
+        metrics=metrics,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        try:
+            await to_thread.run_sync(around.store.prepare)
+        except SoundmillError as error:  # it may come later: /ready tells
+            log.warning("object store not prepared", detail=str(error))
+        yield
+        around.checks.shutdown(wait=False, cancel_futures=True)
+        around.redis.close()
+        engine.dispose()
+
+    app = FastAPI(
+        title="Soundmill",
+        lifespan=lifespan,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.surroundings = around
+    app.include_router(v1)
+    app.include_router(operations)
+    problems.install(app)
+    app.add_middleware(Observed, metrics=metrics)
+    return app

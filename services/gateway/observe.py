@@ -1,0 +1,182 @@
+"""What the gateway tells about itself: a request id, one log line and metrics per request."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http import HTTPStatus
+
+from fastapi import Request
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
+from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from common import logs
+from common.db import StageRun, new_id
+from common.domain import TERMINAL_STATES, RunState
+from common.metrics import NAMESPACE, REQUEST_BUCKETS_S
+from services.gateway import problems
+
+log = logs.get_logger(__name__)
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+QUIET_ROUTES = frozenset({"/health", "/ready", "/metrics"})
+RUNS_FRESH_S = 5.0
+
+
+class HttpMetrics:
+    """Requests by method, route template and status."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "http_requests",
+            "Requests answered.",
+            ["method", "route", "status"],
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "http_request_seconds",
+            "Time from the first byte of a request to the last of its response.",
+            ["method", "route"],
+            namespace=NAMESPACE,
+            registry=registry,
+            buckets=REQUEST_BUCKETS_S,
+        )
+        self.in_progress = Gauge(
+            "http_requests_in_progress",
+            "Requests that are being answered.",
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+        self.upload_bytes = Counter(
+            "upload_bytes",
+            "Bytes of recordings that were stored.",
+            namespace=NAMESPACE,
+            registry=registry,
+        )
+
+
+class RunMetrics:
+    """Stage runs by stage and state, read from the database when Prometheus asks.
+
+    The answer is kept for a few seconds: counting a large table costs something. When the database
+    does not answer, the series are absent, as they should be.
+    """
+
+    def __init__(self, readers: sessionmaker[Session]) -> None:
+        self._readers = readers
+        self._lock = threading.Lock()
+        self._counted_at = float("-inf")
+        self._metrics: list[Metric] = []
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: the names are not needed before the first scrape."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics, counting anew if it is time."""
+        with self._lock:
+            if time.monotonic() - self._counted_at > RUNS_FRESH_S:
+                try:
+                    self._metrics = self._count()
+                except SQLAlchemyError as error:
+                    log.warning("stage runs not counted", detail=str(error))
+                    self._metrics = []
+                self._counted_at = time.monotonic()
+            yield from self._metrics
+
+    def _count(self) -> list[Metric]:
+        runs = GaugeMetricFamily(
+            f"{NAMESPACE}_stage_runs", "Stage runs in a state.", labels=["stage", "state"]
+        )
+        backlog = GaugeMetricFamily(
+            f"{NAMESPACE}_backlog_audio_seconds",
+            "Audio of stage runs that have not ended.",
+            labels=["stage", "priority"],
+        )
+        waiting: dict[tuple[str, str], float] = {}
+        counted: dict[tuple[str, str], int] = {}
+        with self._readers() as session:
+            groups = session.execute(
+                select(
+                    StageRun.stage,
+                    StageRun.state,
+                    StageRun.priority,
+                    func.count(),
+                    func.sum(StageRun.audio_s),
+                ).group_by(StageRun.stage, StageRun.state, StageRun.priority)
+            ).all()
+        for stage, state, priority, number, audio_s in groups:
+            counted[stage, state] = counted.get((stage, state), 0) + number
+            if RunState(state) not in TERMINAL_STATES:
+                waiting[stage, priority] = waiting.get((stage, priority), 0.0) + audio_s
+        for labels, number in counted.items():
+            runs.add_metric(labels, number)
+        for labels, seconds in waiting.items():
+            backlog.add_metric(labels, seconds)
+        return [runs, backlog]
+
+
+class Observed:
+    """Wraps the application: every request gets an id, a log line, metrics, and an answer.
+
+    An error that nobody foresaw is logged here with the id that the answer holds.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if REQUEST_ID.fullmatch(given) else new_id()
+        status = 0
+
+        async def send_observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                name = (b"x-request-id", request.state.request_id.encode())
+                message["headers"] = [*message.get("headers", []), name]
+            await send(message)
+
+        started = time.perf_counter()
+        with (
+            logs.bind(request_id=request.state.request_id),
+            self._metrics.in_progress.track_inprogress(),
+        ):
+            try:
+                await self._app(scope, receive, send_observed)
+            except Exception as error:
+                log.error("request failed", path=request.url.path, exc_info=error)
+                if not status:
+                    response = problems.respond(request, problems.internal_error())
+                    await response(scope, receive, send_observed)
+            finally:
+                self._record(request, status, time.perf_counter() - started)
+
+    def _record(self, request: Request, status: int, seconds: float) -> None:
+        method = request.method if request.method in METHODS else "OTHER"
+        route = getattr(request.scope.get("route"), "path", "unmatched")
+        self._metrics.requests.labels(method, route, str(status or "none")).inc()
+        self._metrics.seconds.labels(method, route).observe(seconds)
+        tell = log.debug if route in QUIET_ROUTES and status < HTTPStatus.BAD_REQUEST else log.info
+        tell(
+            "request",
+            method=method,
+            path=request.url.path,
+            route=route,
+            status=status,
+            seconds=round(seconds, 4),
+        )

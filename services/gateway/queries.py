@@ -1,0 +1,229 @@
+"""What the gateway reads from the database, as it goes over the wire."""
+
+from __future__ import annotations
+
+import binascii
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from common.db import Artifact, Attempt, Job, Recording, StageRun
+from common.domain import ArtifactKind, JobState, RunState, Stage
+from common.errors import NotFound
+from common.params import parse_params
+from services.gateway.problems import Problem, invalid
+from services.gateway.schemas import (
+    ArtifactOut,
+    AttemptOut,
+    JobOut,
+    JobPage,
+    RecordingDetail,
+    RecordingFacts,
+    RecordingOut,
+    RecordingPage,
+    RunBrief,
+    RunOut,
+)
+
+PIPELINE = list(Stage)
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """An artifact and the name of the recording it belongs to."""
+
+    recording_name: str
+    artifact: Artifact
+
+
+def get_job(session: Session, job_id: str) -> JobOut:
+    """Return a job. Raises NotFound."""
+    job = session.get(Job, job_id)
+    if job is None:
+        raise NotFound(f"no job {job_id}")
+    return _job_out(job)
+
+
+def list_jobs(session: Session, state: JobState | None, cursor: str | None, limit: int) -> JobPage:
+    """Return a page of jobs, newest first."""
+    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    if state is not None:
+        query = query.where(Job.state == state.value)
+    if cursor is not None:
+        query = query.where(Job.id < _decode_cursor(cursor))
+    jobs = session.scalars(query).all()
+    more = len(jobs) > limit
+    return JobPage(
+        jobs=[_job_out(job) for job in jobs[:limit]],
+        next_cursor=_encode_cursor(jobs[limit - 1].id) if more else None,
+    )
+
+
+def list_recordings(
+    session: Session,
+    job_id: str,
+    state: RunState | None,
+    stage: Stage | None,
+    cursor: str | None,
+    limit: int,
+) -> RecordingPage:
+    """Return a page of a job's recordings: all, or those with a run in ``state`` (of ``stage``).
+
+    Raises:
+        NotFound: no such job.
+        Problem: the cursor was not made here.
+    """
+    if session.get(Job, job_id) is None:
+        raise NotFound(f"no job {job_id}")
+    query = select(Recording).where(Recording.job_id == job_id)
+    if cursor is not None:
+        position = _decode_cursor(cursor)
+        if not position.isdecimal() or len(position) > 9:
+            raise _bad_cursor()
+        query = query.where(Recording.position > int(position))
+    if state is not None or stage is not None:
+        runs = select(StageRun.id).where(StageRun.recording_id == Recording.id)
+        if state is not None:
+            runs = runs.where(StageRun.state == state.value)
+        if stage is not None:
+            runs = runs.where(StageRun.stage == stage.value)
+        query = query.where(runs.exists())
+    found = session.scalars(query.order_by(Recording.position).limit(limit + 1)).all()
+    page = found[:limit]
+    runs_of = _runs_of(session, page)
+    artifacts_of = _artifacts_of(session, page, runs_of)
+    return RecordingPage(
+        recordings=[
+            RecordingOut(
+                **_facts(recording),
+                runs=[RunBrief.model_validate(run) for run in runs_of[recording.id]],
+                artifacts=artifacts_of[recording.id],
+            )
+            for recording in page
+        ],
+        next_cursor=_encode_cursor(str(page[-1].position)) if len(found) > limit else None,
+    )
+
+
+def get_recording(session: Session, recording_id: str) -> RecordingDetail:
+    """Return a recording with its stage runs, their attempts and its artifacts. Raises NotFound."""
+    recording = _get_recording(session, recording_id)
+    job = session.get_one(Job, recording.job_id)
+    params = parse_params(job.params)
+    runs = _runs_of(session, [recording])[recording_id]
+    attempts: dict[str, list[AttemptOut]] = defaultdict(list)
+    for attempt in session.scalars(
+        select(Attempt)
+        .where(Attempt.stage_run_id.in_([run.id for run in runs]))
+        .order_by(Attempt.number)
+    ):
+        attempts[attempt.stage_run_id].append(AttemptOut.model_validate(attempt))
+    return RecordingDetail(
+        **_facts(recording),
+        runs=[
+            RunOut.model_validate(
+                {
+                    **{
+                        name: getattr(run, name)
+                        for name in RunOut.model_fields
+                        if hasattr(run, name)
+                    },
+                    "parameters": params.of(Stage(run.stage)).model_dump(mode="json"),
+                    "attempts": attempts[run.id],
+                }
+            )
+            for run in runs
+        ],
+        artifacts=_artifacts_of(session, [recording], {recording_id: runs})[recording_id],
+    )
+
+
+def get_recording_facts(session: Session, recording_id: str) -> RecordingFacts:
+    """Return what is known about a recording itself. Raises NotFound."""
+    return RecordingFacts.model_validate(_get_recording(session, recording_id))
+
+
+def get_result(session: Session, recording_id: str, kind: ArtifactKind) -> StoredResult:
+    """Return an artifact of a recording. Raises NotFound."""
+    recording = _get_recording(session, recording_id)
+    artifact = session.scalar(
+        select(Artifact).where(Artifact.recording_id == recording_id, Artifact.kind == kind.value)
+    )
+    if artifact is None:
+        raise NotFound(f"recording {recording_id} has no {kind} (yet)")
+    return StoredResult(recording.name, artifact)
+
+
+def _get_recording(session: Session, recording_id: str) -> Recording:
+    recording = session.get(Recording, recording_id)
+    if recording is None:
+        raise NotFound(f"no recording {recording_id}")
+    return recording
+
+
+def _job_out(job: Job) -> JobOut:
+    remaining_s = job.audio_s_total - job.audio_s_done
+    ended = job.state in (JobState.COMPLETED, JobState.CANCELLED)
+    eta_s = None
+    if not ended and job.counted_at is not None:
+        if remaining_s <= 0.0:
+            eta_s = 0.0
+        elif job.rate:
+            eta_s = remaining_s / job.rate
+    out = {name: getattr(job, name) for name in JobOut.model_fields if name != "eta_s"}
+    return JobOut.model_validate({**out, "eta_s": eta_s})
+
+
+def _facts(recording: Recording) -> dict[str, Any]:
+    return RecordingFacts.model_validate(recording).model_dump()
+
+
+def _runs_of(session: Session, recordings: Sequence[Recording]) -> dict[str, list[StageRun]]:
+    """Return the stage runs of each recording in pipeline order."""
+    found: dict[str, list[StageRun]] = {recording.id: [] for recording in recordings}
+    for run in session.scalars(select(StageRun).where(StageRun.recording_id.in_(found))):
+        found[run.recording_id].append(run)
+    for runs in found.values():
+        runs.sort(key=lambda run: PIPELINE.index(Stage(run.stage)))
+    return found
+
+
+def _artifacts_of(
+    session: Session, recordings: Sequence[Recording], runs_of: dict[str, list[StageRun]]
+) -> dict[str, list[ArtifactOut]]:
+    stages = {run.id: Stage(run.stage) for runs in runs_of.values() for run in runs}
+    found: dict[str, list[ArtifactOut]] = {recording.id: [] for recording in recordings}
+    for artifact in session.scalars(
+        select(Artifact).where(Artifact.recording_id.in_(found)).order_by(Artifact.kind)
+    ):
+        found[artifact.recording_id].append(
+            ArtifactOut(
+                kind=ArtifactKind(artifact.kind),
+                stage=stages[artifact.stage_run_id],
+                media_type=artifact.media_type,
+                size_bytes=artifact.size_bytes,
+                sha256=artifact.sha256,
+                href=f"/v1/recordings/{artifact.recording_id}/artifacts/{artifact.kind}",
+            )
+        )
+    return found
+
+
+def _encode_cursor(place: str) -> str:
+    return urlsafe_b64encode(place.encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str) -> str:
+    try:
+        return urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, ValueError) as error:
+        raise _bad_cursor() from error
+
+
+def _bad_cursor() -> Problem:
+    return invalid("cursor_invalid", "Not a cursor of this list: take next_cursor as it comes.")

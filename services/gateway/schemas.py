@@ -1,0 +1,195 @@
+"""What goes over the wire: JSON in, JSON out. Times are ISO 8601 in UTC, durations seconds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from common.domain import ArtifactKind, JobState, Outcome, Priority, RunState, Stage
+from common.params import JobParams
+from services.gateway.names import CleanName
+
+
+def _from_seconds(value: object) -> object:
+    return datetime.fromtimestamp(value, UTC) if isinstance(value, float) else value
+
+
+Time = Annotated[datetime, BeforeValidator(_from_seconds)]
+
+
+class JobRequest(BaseModel):
+    """What to do with the recordings that follow. Stages bring along those they need."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: CleanName = "unnamed"
+    priority: Priority = Priority.BULK
+    stages: set[Stage] = Field(default_factory=lambda: set(Stage), min_length=1)
+    params: JobParams = JobParams()
+
+
+class Out(BaseModel):
+    """Base of what is sent: read from database rows, field by field."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class JobOut(Out):
+    """A job and how far it is.
+
+    Audio is weighted by stages: a recording of 60 s with two of its four stages done counts as
+    30 s done. ``rate`` is seconds of audio per second, lately; ``eta_s`` follows from it.
+    """
+
+    id: str
+    name: str
+    state: JobState
+    priority: Priority
+    stages: list[Stage]
+    params: dict[str, Any]
+    created_at: Time
+    closed_at: Time | None
+    finished_at: Time | None
+    recordings: int
+    counts: dict[Stage, dict[RunState, int]]
+    audio_s_total: float
+    audio_s_done: float
+    rate: float | None
+    eta_s: float | None
+    counted_at: Time | None
+
+
+class JobPage(BaseModel):
+    """Jobs, newest first. ``next_cursor`` asks for the page after this one."""
+
+    jobs: list[JobOut]
+    next_cursor: str | None
+
+
+class RetryOut(BaseModel):
+    """How many stage runs went back to work."""
+
+    job: JobOut
+    retried: int
+
+
+class ArtifactOut(Out):
+    """A stored output."""
+
+    kind: ArtifactKind
+    stage: Stage
+    media_type: str
+    size_bytes: int
+    sha256: str
+    href: str
+
+
+class RunBrief(Out):
+    """One stage on one recording, in a list."""
+
+    stage: Stage
+    state: RunState
+    error_code: str | None
+    error_detail: str | None
+
+
+class RecordingFacts(Out):
+    """What is known about a recording itself. The last three once it has been decoded."""
+
+    id: str
+    job_id: str
+    position: int
+    name: str
+    size_bytes: int
+    sha256: str
+    created_at: Time
+    duration_s: float | None
+    sample_rate: int | None
+    channels: int | None
+
+
+class RecordingOut(RecordingFacts):
+    """A recording in a list."""
+
+    runs: list[RunBrief]
+    artifacts: list[ArtifactOut]
+
+
+class RecordingPage(BaseModel):
+    """Recordings in the order of the job. ``next_cursor`` asks for the page after this one."""
+
+    recordings: list[RecordingOut]
+    next_cursor: str | None
+
+
+class AttemptOut(Out):
+    """One execution of a stage run and what it measured."""
+
+    number: int
+    worker: str
+    outcome: Outcome
+    error_code: str | None
+    error_detail: str | None
+    claimed_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    queue_wait_s: float | None
+    download_s: float | None
+    decode_s: float | None
+    infer_s: float | None
+    encode_s: float | None
+    upload_s: float | None
+    audio_s: float | None
+    batch_size: int | None
+    device: str | None
+    peak_memory_bytes: int | None
+    model_digest: str | None
+
+
+class RunOut(RunBrief):
+    """One stage on one recording, in full."""
+
+    id: str
+    failures: int
+    crashes: int
+    finished_at: Time | None
+    parameters: dict[str, Any]
+    idempotency_key: str | None
+    result: dict[str, Any] | None
+    attempts: list[AttemptOut]
+
+
+class RecordingDetail(RecordingFacts):
+    """A recording with everything that was done to it."""
+
+    runs: list[RunOut]
+    artifacts: list[ArtifactOut]
+
+
+class Health(BaseModel):
+    """The process answers."""
+
+    status: str = "ok"
+
+
+class Ready(BaseModel):
+    """Everything the gateway leans on answers. One sentence for each part."""
+
+    status: str
+    checks: dict[str, str]
+
+
+class ProblemOut(BaseModel):
+    """A problem after RFC 9457. ``code`` is stable; ``detail`` is one sentence for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    errors: list[dict[str, str]] | None = None
+    checks: dict[str, str] | None = None

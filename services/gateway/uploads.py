@@ -1,0 +1,180 @@
+"""Takes recordings in: from a request's body to the object store and the database.
+
+The bytes are stored first, then one transaction records them. When anything goes wrong in between,
+the objects are removed again, so that a request that failed leaves neither object nor row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
+
+from common import logs
+from common.db import new_id
+from common.errors import SoundmillError
+from common.settings import Settings
+from common.storage import ObjectStore, Readable
+from services.gateway import service
+from services.gateway.bodies import Body, Form, Part
+from services.gateway.names import clean_name
+from services.gateway.problems import Problem, invalid
+from services.gateway.schemas import JobRequest
+from services.gateway.service import Sessions, Upload
+
+log = logs.get_logger(__name__)
+
+MEDIA_TYPE = "application/octet-stream"  # what it really is, decoding finds out
+READ_BYTES = 1 << 16
+MAX_JSON_BYTES = 1 << 20
+MAX_FILES_PER_FORM = 10_000
+MAX_FIELDS_PER_FORM = 64
+
+
+@dataclass(frozen=True)
+class Taker:
+    """Where uploads go."""
+
+    settings: Settings
+    sessions: Sessions
+    store: ObjectStore
+
+    def take_job(self, body: Body) -> str:
+        """Create an open job from a JSON body; return its id."""
+        raw = b""
+        while block := body.read(READ_BYTES):
+            raw += block
+            if len(raw) > MAX_JSON_BYTES:
+                raise too_large(MAX_JSON_BYTES)
+        try:
+            request = JobRequest.model_validate_json(raw)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from error
+        return service.create_job(self.sessions, request)
+
+    def take_form(self, body: Body, content_type: str) -> str:
+        """Create a closed job from a form with its recordings; return its id.
+
+        Parts named ``file`` are recordings; ``name``, ``priority``, ``stages`` and ``params`` (as
+        JSON) say what to do with them and may come anywhere.
+        """
+        job_id = new_id()
+        fields: dict[str, Any] = {}
+        uploads = _Uploads(self.store, job_id, self.settings.max_upload_bytes)
+        with uploads.removed_on_error():
+            for number, part in enumerate(Form(body, content_type).parts(), start=1):
+                if number > MAX_FILES_PER_FORM + MAX_FIELDS_PER_FORM:
+                    raise invalid(
+                        "too_many_parts", "Split what is sent, or use the job's own page."
+                    )
+                if part.name != "file":
+                    _read_field(part, fields)
+                    continue
+                if not uploads.done:
+                    _job_request(fields)  # what is wrong already need not wait for the bytes
+                uploads.add(_name(part.filename or ""), part)
+            if not uploads.done:
+                raise invalid("no_recordings", "The form holds no part named file.")
+            service.submit_job(
+                self.sessions,
+                job_id,
+                _job_request(fields),
+                uploads.done,
+                self.settings.max_recordings_per_job,
+            )
+        return job_id
+
+    def take_recording(self, body: Body, job_id: str, name: str, sha256: str | None) -> str:
+        """Add a raw body to an open job as a recording; return its id."""
+        service.check_open(self.sessions, job_id)
+        clean = _name(name)
+        uploads = _Uploads(self.store, job_id, self.settings.max_upload_bytes)
+        with uploads.removed_on_error():
+            upload = uploads.add(clean, body)
+            if sha256 is not None and sha256.lower() != upload.stored.sha256:
+                raise invalid(
+                    "hash_mismatch",
+                    f"The bytes that arrived have the SHA-256 {upload.stored.sha256}.",
+                )
+            service.add_recording(
+                self.sessions, job_id, upload, self.settings.max_recordings_per_job
+            )
+        return upload.recording_id
+
+
+def too_large(limit_bytes: int) -> Problem:
+    """Return the problem of a body that is longer than allowed."""
+    return Problem(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"More than {limit_bytes} bytes."
+    )
+
+
+def _read_field(part: Part, fields: dict[str, Any]) -> None:
+    text = part.text()
+    if part.name == "stages":
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        fields["stages"] = [*fields.get("stages", []), *names]
+    elif part.name == "params":
+        try:
+            fields["params"] = json.loads(text)
+        except ValueError as error:
+            raise invalid("request_invalid", "params: not JSON") from error
+    elif len(fields) < MAX_FIELDS_PER_FORM:
+        fields[part.name] = text
+
+
+def _job_request(fields: dict[str, Any]) -> JobRequest:
+    try:
+        return JobRequest.model_validate(fields)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
+def _name(raw: str) -> str:
+    try:
+        return clean_name(raw)
+    except ValueError as error:
+        raise invalid("name_invalid", f"{error}.".capitalize()) from error
+
+
+class _Uploads:
+    """Stores what one request brings, and removes it again if the request fails."""
+
+    def __init__(self, store: ObjectStore, job_id: str, max_bytes: int) -> None:
+        self._store = store
+        self._job_id = job_id
+        self._max_bytes = max_bytes
+        self.done: list[Upload] = []
+
+    def add(self, name: str, reader: Readable) -> Upload:
+        """Store one recording."""
+        recording_id = new_id()
+        key = service.object_key(self._job_id, recording_id)
+        stored = self._store.put_stream(key, reader, MEDIA_TYPE, self._max_bytes)
+        upload = Upload(recording_id, name, stored)
+        self.done.append(upload)
+        return upload
+
+    @contextmanager
+    def removed_on_error(self) -> Iterator[None]:
+        """Remove everything that was stored if the block fails."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, DBAPIError) and error.connection_invalidated:
+                # The rows may be there: an object too many is better than one too few.
+                log.warning("objects left behind", job_id=self._job_id, objects=len(self.done))
+                raise
+            for upload in self.done:
+                try:
+                    self._store.delete(upload.stored.key)
+                except SoundmillError as left:
+                    log.warning("object left behind", key=upload.stored.key, detail=str(left))
+            raise
