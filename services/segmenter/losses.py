@@ -10,7 +10,7 @@ from common.losses import SoftDiceLoss, weighted_mean
 from services.segmenter.model import Segmenter
 
 SIDE_SHARE = 0.3
-CLASS_SHARE = 1.0
+CLASS_SHARE = 0.5
 
 
 class WeightedBceLoss(nn.Module):
