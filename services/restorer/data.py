@@ -28,6 +28,8 @@ from services.restorer.spectrum import Grid, analyse, log_magnitude
 GRID = Grid(INPAINT_RATE_HZ)
 POOL_SIZE = 24
 MAX_EVENTS = 6
+MAX_EVENTS_INPAINTING = 3
+"""Fewer, since the recogniser needs overlaps, but what the inpainter restores is background."""
 MASK_BAND_MEL = 27.3
 """Width of one band of the segmenter's mask: the frequency detail that a mask has."""
 MASK_FRAMES = 3
@@ -44,12 +46,20 @@ PATCH_BINS = 256
 class SoundscapePool:
     """Soundscapes that are used several times before each is replaced."""
 
-    def __init__(self, bank: ClipBank, clips: list[Clip], seed: int, size: int = POOL_SIZE) -> None:
+    def __init__(
+        self,
+        bank: ClipBank,
+        clips: list[Clip],
+        seed: int,
+        size: int = POOL_SIZE,
+        max_events: int = MAX_EVENTS,
+    ) -> None:
         self.bank = bank
         self.rng = np.random.default_rng(seed)
         self.clips = clips
         self.cast = cast_of(clips)
         self.size = size
+        self.max_events = max_events
         self._held: list[Soundscape] = []
 
     def refresh(self) -> None:
@@ -59,7 +69,7 @@ class SoundscapePool:
             self.cast.foreground,
             self.cast.background,
             self.rng,
-            max_events=MAX_EVENTS,
+            max_events=self.max_events,
         )
         self._held.append(scape)
         del self._held[: -self.size]

@@ -30,11 +30,19 @@ class FillLoss(nn.Module):
 
     Source: ``common.losses.GaussianNLL``. To it comes the distance of mean levels over small
     patches: a likelihood per bin hardly sees an error of level that all bins of a hole share, and
-    an ear hears nothing else.
+    an ear hears nothing else. An error beyond ``max_error`` comes from a sound that nothing around
+    the hole tells of; it counts as that much and moves no mean.
     """
 
-    def __init__(self, level_weight: float = 0.5, patch: tuple[int, int] = (8, 8)) -> None:
+    def __init__(
+        self,
+        level_weight: float = 0.5,
+        patch: tuple[int, int] = (8, 8),
+        max_error: float = 3.0,
+    ) -> None:
+        """``patch`` is in bins and frames, ``max_error`` in nepers."""
         super().__init__()
+        self.max_error = max_error
         self.likelihood = GaussianNLL()
         self.level_weight = level_weight
         self.patch = patch
@@ -47,9 +55,10 @@ class FillLoss(nn.Module):
             target: (B, F, T) true log-magnitude of what remains.
             weight: (B, F, T), 0 outside the holes.
         """
-        likelihood = self.likelihood(fill.mean, fill.log_variance, target, weight)
+        error = (fill.mean - target).clamp(-self.max_error, self.max_error)
+        likelihood = self.likelihood(error, fill.log_variance, torch.zeros_like(error), weight)
         inside = F.avg_pool2d(weight, self.patch)
-        error = F.avg_pool2d(weight * (fill.mean - target), self.patch) / inside.clamp_min(1e-3)
+        error = F.avg_pool2d(weight * error, self.patch) / inside.clamp_min(1e-3)
         level = weighted_mean(error.abs(), (inside > 0.1).to(inside.dtype) * inside)
         return {
             "likelihood": likelihood,

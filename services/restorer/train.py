@@ -24,6 +24,7 @@ from common.training import FitConfig, fit
 from services.restorer.config import REGION_MARGIN_S, InpainterConfig, RecogniserConfig
 from services.restorer.data import (
     MAX_EVENTS,
+    MAX_EVENTS_INPAINTING,
     InpaintBatch,
     RecogniserBatch,
     SoundscapePool,
@@ -134,13 +135,20 @@ def train_inpainter(
 ) -> None:
     """Train the inpainter, write ``inpainter.safetensors``."""
     config = InpainterConfig()
-    pool = SoundscapePool(bank, clips_of(data, "train"), seed + 1)
+    pool = SoundscapePool(bank, clips_of(data, "train"), seed + 1, max_events=MAX_EVENTS_INPAINTING)
     torch.manual_seed(seed)
     result = fit(
         Inpainter(config),
         inpaint_batches(pool, BATCH_INPAINTER, seed),
         InpainterLosses(),
-        FitConfig(STEPS_UNBOUNDED, lr=1.5e-3, minutes=minutes, ema_decay=0.99, seed=seed),
+        FitConfig(
+            STEPS_UNBOUNDED,
+            lr=8e-4,
+            minutes=minutes,
+            ema_decay=0.99,
+            grad_clip=1.0,
+            seed=seed,
+        ),
         runs / "inpainter",
     )
     checkpoint.save(out / "inpainter.safetensors", asdict(config), result.ema_model)
