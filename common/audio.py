@@ -337,9 +337,13 @@ class _FfmpegSource:
         if context is None or not hasattr(context, "sample_rate"):
             container.close()
             raise AudioUnreadable("the audio is in an unknown codec")
-        if context.channels > self._limits.max_channels:
+        impossible = context.channels == 0 and context.name.startswith("pcm_")
+        if impossible or context.channels > self._limits.max_channels:
+            count = "an impossible number of" if impossible else str(context.channels)
             container.close()
-            _check_range(self._limits.min_sample_rate, context.channels, self._limits)
+            raise AudioUnsupported(
+                f"{count} channels; accepted are 1 to {self._limits.max_channels}"
+            )
         return container
 
     def _declared_s(self, path: Path) -> float | None:

@@ -117,7 +117,13 @@ class _Disk:
         self.name = path.name
         self.closed = False
         self.tell = self._file.tell
-        self.seek = self._file.seek
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._file.seek(offset, whence)  # writes out what is buffered
+        except OSError as error:
+            self._failure = self._failure or error
+            return -1
 
     def write(self, data: bytes) -> int:
         if self._failure is None:
