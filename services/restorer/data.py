@@ -23,7 +23,7 @@ from services.restorer.config import INPAINT_BINS, INPAINT_RATE_HZ, MASK_REPLACE
 from services.restorer.fill import gain_of
 from services.restorer.losses import ABSENT_DB, PRESENT_DB, recogniser_target
 from services.restorer.prior import interpolate_in_time, known_weight
-from services.restorer.spectrum import Grid, analyse, log_magnitude
+from services.restorer.spectrum import Grid, analyse, log_magnitude, power_of
 
 GRID = Grid(INPAINT_RATE_HZ)
 POOL_SIZE = 24
@@ -230,7 +230,7 @@ def oracle_mask(event: Tensor, rest: Tensor) -> np.ndarray:
     """
     powers = []
     for spectrum in (event, rest):
-        power = _smear() @ spectrum.abs().square().T
+        power = _smear() @ power_of(spectrum).T
         powers.append(uniform_filter1d(power.numpy(), MASK_FRAMES, axis=1, mode="nearest"))
     share = powers[0] / (powers[0] + powers[1] + 1e-12)
     return np.sqrt(np.clip(share, 0.0, 1.0)).astype(np.float32)
@@ -294,7 +294,7 @@ def _patch(pool: SoundscapePool, rng: np.random.Generator) -> tuple[np.ndarray, 
     low = 0 if rng.random() < 0.3 else int(rng.integers(0, INPAINT_BINS - PATCH_BINS + 1))
     bins = slice(low, low + PATCH_BINS)
     mixed, rest = (event_spectrum + rest_spectrum).T[bins], rest_spectrum.T[bins]
-    level = (log_magnitude(mixed.abs().square()) + gains[bins].log()).numpy()
+    level = (log_magnitude(power_of(mixed)) + gains[bins].log()).numpy()
     prior = interpolate_in_time(level, known_weight(mask[bins]), GRID.hop_s)
     first = int(np.clip(middle - PATCH_FRAMES // 2, 0, SCENE_FRAMES - PATCH_FRAMES))
     frames = slice(first, first + PATCH_FRAMES)
@@ -304,7 +304,7 @@ def _patch(pool: SoundscapePool, rng: np.random.Generator) -> tuple[np.ndarray, 
         mask[bins, frames],
         prior.mean[:, frames] - reference,
         prior.log_variance[:, frames],
-        log_magnitude(rest.abs().square()).numpy()[:, frames] - reference,
+        log_magnitude(power_of(rest)).numpy()[:, frames] - reference,
         np.float32(low),
     )
 

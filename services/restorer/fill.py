@@ -26,6 +26,7 @@ from services.restorer.spectrum import (
     analyse,
     log_magnitude,
     position_noise,
+    power_of,
     settle_phase,
     standardised_log,
 )
@@ -147,9 +148,9 @@ def channel_traits(spectrum: Tensor, mid: Tensor, power: Tensor, mask: Tensor) -
     """
     free = (mask < MASK_TOUCH).to(power.dtype)
     free = torch.where(free.sum(0, keepdim=True) > 0, free, torch.ones_like(free))
-    own = (free * spectrum.abs().square()).sum(0)
+    own = (free * power_of(spectrum)).sum(0)
     level = 0.5 * torch.log((own + _TINY_POWER) / ((free * power).sum(0) + _TINY_POWER))
-    middle = (free * mid.abs().square()).sum(0)
+    middle = (free * power_of(mid)).sum(0)
     cross = (free * spectrum * mid.conj()).sum(0)
     coherence = cross / (own * middle + _TINY_POWER**2).sqrt().clamp_min(_TINY_POWER)
     size = coherence.abs()
@@ -192,7 +193,7 @@ def restore_channel(
     if traits is not None:
         own = analyse(position_noise(start, stop, stream=1 + channel), grid)
         alike = traits.coherence
-        noise = alike * noise + (1.0 - alike.abs().square()).clamp_min(0.0).sqrt() * own
+        noise = alike * noise + (1.0 - power_of(alike)).clamp_min(0.0).sqrt() * own
         mean = mean + traits.level
     drawn = mean + expected.std * standardised_log(noise, grid) if draw else mean
     # the event leads here: what lies under it cannot be much louder than both together

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import fft
 from scipy.ndimage import uniform_filter1d
-from scipy.signal import lfilter
 
 from services.restorer.config import MASK_REPLACE, MASK_TOUCH, RAYLEIGH_LOG_STD
 
@@ -37,13 +37,17 @@ def known_weight(mask: np.ndarray) -> np.ndarray:
     return np.where(mask > MASK_REPLACE, np.float32(0.0), weight)
 
 
-def _both_ways(values: np.ndarray, time_constant_frames: float) -> np.ndarray:
-    """Return sums over time under exp(-|distance| / time constant), (..., T)."""
-    pole = np.float32(np.exp(-1.0 / time_constant_frames))
-    b, a = np.ones(1, np.float32), np.array([1.0, -pole], np.float32)
-    forward = lfilter(b, a, values, axis=-1)
-    backward = lfilter(b, a, values[..., ::-1], axis=-1)[..., ::-1]
-    return forward + backward - values
+def _nearby(values: np.ndarray, hop_s: float) -> np.ndarray:
+    """Return sums over time (..., T) under a kernel that falls with distance, at all its speeds."""
+    frames = values.shape[-1]
+    n = fft.next_fast_len(2 * frames, real=True)
+    distance_s = np.minimum(np.arange(n), n - np.arange(n)) * hop_s
+    kernel = sum(
+        share * np.exp(-distance_s / time_constant_s)
+        for time_constant_s, share in zip(_TIME_CONSTANTS_S, _SHARES, strict=True)
+    )
+    response = fft.rfft(np.asarray(kernel, np.float32)).real
+    return fft.irfft(fft.rfft(values, n) * response, n)[..., :frames]
 
 
 def interpolate_in_time(log_magnitude: np.ndarray, weight: np.ndarray, hop_s: float) -> Prior:
@@ -66,15 +70,13 @@ def interpolate_in_time(log_magnitude: np.ndarray, weight: np.ndarray, hop_s: fl
     centre = np.float32((weight * log_magnitude).sum() / weight.sum())
     shifted = log_magnitude - centre
     terms = np.stack([weight, weight * shifted, weight * shifted**2])  # (3, F, T)
-    sums = np.zeros_like(terms)
-    for time_constant_s, share in zip(_TIME_CONSTANTS_S, _SHARES, strict=True):
-        sums += np.float32(share) * _both_ways(terms, time_constant_s / hop_s)
+    sums = _nearby(terms, hop_s)
     # where a frequency is never known: its neighbours, then everything
     sums += np.float32(_NEIGHBOUR_SHARE) * uniform_filter1d(
         sums, _NEIGHBOUR_BINS, axis=1, mode="nearest"
     )
     sums += np.float32(_NEIGHBOUR_SHARE**2) * sums.mean(axis=1, keepdims=True)
-    total = np.maximum(sums[0], np.float32(1e-20))
+    total = np.maximum(sums[0], np.float32(1e-12))
     mean = sums[1] / total
     spread = np.maximum(sums[2] / total - mean**2, 0.0)
     variance = (total * spread + _NOISE_FRAMES * RAYLEIGH_LOG_STD**2) / (total + _NOISE_FRAMES)

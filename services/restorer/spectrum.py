@@ -97,6 +97,11 @@ def synthesise(spectrum: Tensor, grid: Grid) -> Tensor:
     return total.flatten(-2)
 
 
+def power_of(spectrum: Tensor) -> Tensor:
+    """Return |X|^2 of a complex spectrum; faster than by way of |X|."""
+    return spectrum.real.square() + spectrum.imag.square()
+
+
 def log_magnitude(power: Tensor) -> Tensor:
     """Return ln|X| of power |X|^2, floored at -100 dB of one unit."""
     return 0.5 * torch.log(power + LOG_FLOOR)

@@ -17,7 +17,7 @@ from services.restorer.config import HOPS_PER_FRAME
 from services.restorer.fill import channel_traits, expect, restore_channel
 from services.restorer.model import Inpainter
 from services.restorer.regions import Window
-from services.restorer.spectrum import Grid, analyse, synthesise
+from services.restorer.spectrum import Grid, analyse, power_of, synthesise
 
 EDGE_FRAMES = HOPS_PER_FRAME
 """Frames on either side of a window that Griffin-Lim may look at."""
@@ -184,7 +184,7 @@ class WindowRestorer:
             inner = slice(EDGE_FRAMES, EDGE_FRAMES + core)
             changes.append(synthesise(restored[inner] - spectrum[inner], grid))
             ends.append(restored[inner][-EDGE_FRAMES:])
-            restored_power += restored[inner].abs().square() / tape.channels
+            restored_power += power_of(restored[inner]) / tape.channels
         known = torch.cat([power[:context], restored_power])[-context:]
         return Change(
             grid.samples_of(window.first_frame, window.stop_frame)[0],
@@ -217,7 +217,7 @@ class WindowRestorer:
         power = mid = torch.zeros(())
         for channel in range(tape.channels):
             spectrum = self._spectrum(tape, channel, start, stop, tail)
-            power = power + spectrum.abs().square() / tape.channels
+            power = power + power_of(spectrum) / tape.channels
             mid = mid + spectrum / tape.channels
         if tail is not None:
             power[: self.context] = tail.power
