@@ -1,0 +1,1 @@
+"""The enhancer: noise suppression steered by the mask, and the return of a missing top band."""
