@@ -1,0 +1,343 @@
+"""Batches for training: crops and mixtures of clips with targets per clip and per segment.
+
+Clips are kept as log-mel spectrograms, and everything that is done to them (mixing, gain,
+equaliser, low-pass, pitch, tempo) is done there: the power of a mixture is taken as the sum of
+the powers, which holds on average for sounds that are independent of each other.
+
+Sources: between-class mixing, Tokozume et al. 2018; SpecAugment, Park et al. 2019.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.datasets import Clip, ClipBank
+from common.features import LOG_FLOOR, LogMel
+from common.labels import BACKGROUND_LABELS
+from services.classifier.config import CELL_BANDS, CELL_FRAMES, SHORT_LABELS, Config
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+BATCH_SEGMENTS = 512
+MAX_BATCH = 48
+CROP_SEGMENTS = ((32, 0.55), (64, 0.25), (12, 0.12), (6, 0.08))
+"""Lengths of crops in segments, and how often; a batch holds crops of one length."""
+SPEECH_SHARE = 0.05
+RUMBLE_BANDS = 2
+"""The lowest mel bands (under about 100 Hz) do not count when activity is judged."""
+TYPICAL_DB = 28.0
+"""Level of the power summed over the bands: about -25 dB of full scale."""
+DB = 10.0 / np.log(10.0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A training batch. Letters as in ``model``."""
+
+    logmel: Tensor  # (B, F, T)
+    mask: Tensor  # (B, f, t) in [0, 1]
+    share: Tensor  # (B, K), rows sum to 1, or 0 where nothing sounds
+    present: Tensor  # (B, K), 0 or 1
+    segment_present: Tensor  # (B, K, t), 0 or 1
+    segment_weight: Tensor  # (B, K, t), 0 where it is not known
+
+    def to(self, device: str, non_blocking: bool = False) -> Batch:
+        """Return the batch on a device."""
+        return Batch(
+            **{
+                name: tensor.to(device, non_blocking=non_blocking)
+                for name, tensor in vars(self).items()
+            }
+        )
+
+
+class MelBank:
+    """The log-mel spectrograms of clips, computed once, in half precision."""
+
+    def __init__(self, bank: ClipBank, clips: Sequence[Clip], config: Config) -> None:
+        self.clips = tuple(clips)
+        self.labels = config.labels
+        front = LogMel(config.sample_rate, config.n_fft, config.hop_length, config.n_mels)
+        with torch.inference_mode():
+            self._spectrograms = [
+                front(torch.from_numpy(bank.waveform(clip))[None])[0, :, :-1]
+                .T.numpy()
+                .astype(np.float16)
+                for clip in clips
+            ]
+        self.usable = [n for n, s in enumerate(self._spectrograms) if len(s) >= 2]
+
+    def logmel(self, number: int) -> Array:
+        """Return the (T, F) spectrogram of clip ``number`` in ``clips``."""
+        return self._spectrograms[number].astype(np.float32)
+
+    def n_frames(self, number: int) -> int:
+        """Return the frames of clip ``number``."""
+        return len(self._spectrograms[number])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One sound of a mixture: its label and its power, (T, F), zeros where it is not."""
+
+    label: str
+    power: Array
+
+
+def activity(layer: Array, label: str, total: Array) -> tuple[Array, Array]:
+    """Return per segment whether a layer sounds and whether that is known, both (t,) of 0 or 1.
+
+    A layer sounds where its level comes near its own highest; how near depends on the class. It
+    is not known in between, nor where the rest of the mixture drowns it.
+
+    Args:
+        layer: (T, F) power of the layer.
+        label: its class.
+        total: (T, F) power of the mixture.
+    """
+    levels = layer[:, RUMBLE_BANDS:].sum(1).reshape(-1, CELL_FRAMES).mean(1) + 1e-9
+    totals = total[:, RUMBLE_BANDS:].sum(1).reshape(-1, CELL_FRAMES).mean(1) + 1e-9
+    top = np.quantile(levels, 0.95)
+    below_db = DB * np.log(top / levels)
+    if label in BACKGROUND_LABELS:
+        near_db, far_db = 30.0, 45.0
+    elif label in SHORT_LABELS:
+        near_db, far_db = 16.0, 26.0
+    else:
+        near_db, far_db = 25.0, 38.0
+    on, off = below_db <= near_db, below_db >= far_db
+    drowned = on & (DB * np.log(totals / levels) > 15.0)
+    return on.astype(np.float32), ((on | off) & ~drowned).astype(np.float32)
+
+
+def _gain(power: Array, level_db: float) -> float:
+    """Return the gain that brings the loudest tenth of frames (T, F) to ``level_db``."""
+    level = float(np.quantile(power.sum(1), 0.9))
+    return min(max(10.0 ** (level_db / 10.0) / max(level, 1e-9), 1e-6), 1e6)
+
+
+def _levelled(logmel: Array, level_db: float) -> Array:
+    """Return power (T, F) at ``level_db``."""
+    power = np.maximum(np.exp(logmel) - np.float32(LOG_FLOOR), 0.0)
+    return power * np.float32(_gain(power, level_db))
+
+
+class BatchMaker:
+    """Draws batches without end, the same ones under the same seed."""
+
+    def __init__(self, mels: MelBank, config: Config, seed: int) -> None:
+        self.mels = mels
+        self.config = config
+        self.rng = np.random.default_rng(seed)
+        self.by_label: dict[str, list[int]] = defaultdict(list)
+        self.by_source: dict[str, list[int]] = defaultdict(list)
+        for number in mels.usable:
+            clip = mels.clips[number]
+            self.by_label[clip.label].append(number)
+            self.by_source[f"{clip.label}/{clip.source_id}"].append(number)
+        self.known = sorted(self.by_label)
+        weight = np.array([len(self.by_label[label]) ** 0.5 for label in self.known])
+        if "speech" in self.known and len(self.known) > 1:
+            speech = self.known.index("speech")
+            weight[speech] = 0.0
+            weight[speech] = SPEECH_SHARE * weight.sum()
+        self.label_shares = weight / weight.sum()
+        self.band_axis = np.arange(config.n_mels, dtype=np.float32)
+
+    def __iter__(self) -> Iterator[Batch]:
+        lengths = [length for length, _ in CROP_SEGMENTS]
+        odds = [share for _, share in CROP_SEGMENTS]
+        while True:
+            segments = int(self.rng.choice(lengths, p=odds))
+            yield self.batch(min(BATCH_SEGMENTS // segments, MAX_BATCH), segments)
+
+    def batch(self, n_items: int, segments: int) -> Batch:
+        """Return a batch of ``n_items`` crops of ``segments`` segments."""
+        K, t = len(self.config.labels), segments
+        f, T = self.config.mask_bands, segments * CELL_FRAMES
+        logmel = np.empty((n_items, T, self.config.n_mels), np.float32)
+        mask = np.ones((n_items, f, t), np.float32)
+        share, present = np.zeros((n_items, K), np.float32), np.zeros((n_items, K), np.float32)
+        segment_present = np.zeros((n_items, K, t), np.float32)
+        segment_weight = np.ones((n_items, K, t), np.float32)
+        for b in range(n_items):
+            layers = self._layers(T)
+            noise = self._noise(T)
+            total = noise + sum((layer.power for layer in layers), np.float32(0.0))
+            logmel[b] = np.log(total + np.float32(LOG_FLOOR))
+            for layer in layers:
+                k = self.config.labels.index(layer.label)
+                on, known = activity(layer.power, layer.label, total)
+                present[b, k] = 1.0
+                share[b, k] += float(np.sqrt(layer.power.mean()))
+                before, certain = segment_present[b, k], segment_weight[b, k]
+                sure = np.maximum(on * known, before * certain)
+                segment_weight[b, k] = np.where(on + before > 0, sure, known * certain)
+                segment_present[b, k] = np.maximum(before, on)
+            mask[b] = self._mask(layers, total)
+            self._spec_augment(logmel[b])
+        share /= np.maximum(share.sum(1, keepdims=True), 1e-9)
+        arrays = (mask, share, present, segment_present, segment_weight)
+        return Batch(
+            torch.from_numpy(np.ascontiguousarray(logmel.transpose(0, 2, 1))),
+            *(torch.from_numpy(array) for array in arrays),
+        )
+
+    def _layers(self, T: int) -> list[Layer]:
+        """Return a clip alone, two mixed, or a scene of a background and placed events."""
+        draw = self.rng.random()
+        if draw < 0.55:
+            power = np.exp(self._crop(label := self._label(), T)) - np.float32(LOG_FLOOR)
+            # half the way to a common level: what is recorded softly stays softer
+            change = (_gain(power, TYPICAL_DB) ** 0.5) * 10.0 ** (self.rng.normal(0.0, 0.5))
+            return [Layer(label, np.maximum(power, 0.0) * np.float32(change))]
+        level_db = float(self.rng.normal(TYPICAL_DB, 9.0))
+        if draw < 0.82:
+            gap_db = float(self.rng.uniform(-9.0, 9.0))
+            return [self._whole(T, level_db), self._whole(T, level_db + gap_db)]
+        layers: list[Layer] = []
+        backgrounds = [label for label in self.known if label in BACKGROUND_LABELS]
+        if backgrounds and self.rng.random() < 0.6:
+            layers.append(self._whole(T, level_db, str(self.rng.choice(backgrounds))))
+        for _ in range(int(self.rng.choice([0, 1, 2, 3], p=[0.1, 0.4, 0.35, 0.15]))):
+            layers.append(self._placed(T, level_db + float(self.rng.uniform(-3.0, 20.0))))
+        return layers
+
+    def _label(self) -> str:
+        return str(self.rng.choice(self.known, p=self.label_shares))
+
+    def _whole(self, T: int, level_db: float, label: str = "") -> Layer:
+        """Return a layer that fills the crop; of a random class where none is named."""
+        label = label or self._label()
+        return Layer(label, _levelled(self._crop(label, T), level_db))
+
+    def _placed(self, T: int, level_db: float) -> Layer:
+        """Return a layer that fills only a part of the crop."""
+        label = self._label()
+        length = max(2, int(T * self.rng.uniform(0.1, 0.6)))
+        start = int(self.rng.integers(0, T - length + 1))
+        power = np.zeros((T, self.config.n_mels), np.float32)
+        power[start : start + length] = _levelled(self._crop(label, length), level_db)
+        return Layer(label, power)
+
+    def _crop(self, label: str, T: int) -> Array:
+        """Return T frames of a random clip as log-mel (T, F), varied."""
+        number = int(self.rng.choice(self.by_label[label]))
+        stretch = float(np.exp(self.rng.normal(0.0, 0.12))) if self.rng.random() < 0.4 else 1.0
+        need = max(2, round(T * stretch))
+        n = self.mels.n_frames(number)
+        if n < need and label == "speech":
+            source = self._joined(number, need)
+        else:
+            source = self.mels.logmel(number)
+            start = self._start(source, need)
+            source = source[(start + np.arange(need)) % n]
+        if need != T:
+            source = source[(np.arange(T) * (need / T)).astype(np.int64)]
+        return self._varied(source)
+
+    def _start(self, source: Array, need: int) -> int:
+        """Return a start whose crop holds something near the clip's own highest level."""
+        n = len(source)
+        levels = source[:, RUMBLE_BANDS:].max(1)
+        top = np.quantile(levels, 0.98)
+        for _ in range(4):
+            start = int(self.rng.integers(0, n))
+            crop = levels[(start + np.arange(min(need, n))) % n]
+            if crop.max() > top - 20.0 / DB:
+                return start
+        return int(np.argmax(levels)) - int(self.rng.integers(0, min(need, n)))
+
+    def _joined(self, number: int, need: int) -> Array:
+        """Return short clips of one speaker one after the other, with pauses."""
+        clip = self.mels.clips[number]
+        others = self.by_source[f"{clip.label}/{clip.source_id}"]
+        joined = np.full((need, self.config.n_mels), np.log(LOG_FLOOR), np.float32)
+        at = int(self.rng.integers(0, max(1, min(need // 2, 30))))
+        while at < need:
+            word = self.mels.logmel(number)[: need - at]
+            joined[at : at + len(word)] = word
+            at += len(word) + int(self.rng.integers(3, 60))
+            number = int(self.rng.choice(others))
+            if self.rng.random() < 0.15:
+                break
+        return joined
+
+    def _varied(self, logmel: Array) -> Array:
+        """Return a spectrogram with another pitch, equaliser and bandwidth. (T, F), log."""
+        rng = self.rng
+        if rng.random() < 0.3:
+            shift = float(rng.normal(0.0, 1.2))
+            at = np.clip(self.band_axis - shift, 0.0, len(self.band_axis) - 1.0)
+            left = np.minimum(at.astype(np.int64), len(at) - 2)
+            part = (at - left).astype(np.float32)
+            logmel = logmel[:, left] * (1.0 - part) + logmel[:, left + 1] * part
+        curve = np.zeros_like(self.band_axis)
+        if rng.random() < 0.5:
+            for _ in range(3):
+                centre, width = rng.uniform(0.0, len(curve)), rng.uniform(4.0, 20.0)
+                bump = np.exp(-0.5 * ((self.band_axis - centre) / width) ** 2)
+                curve += np.float32(rng.normal(0.0, 4.0)) * bump
+        if rng.random() < 0.35:
+            # bands 32 to 62 of 64: about 3.2 to 15 kHz; digits end at 4 kHz, UrbanSound8K at 11
+            edge = float(rng.choice([rng.uniform(32.0, 62.0), 37.5, 56.5], p=[0.6, 0.25, 0.15]))
+            slope_db = float(rng.uniform(6.0, 40.0))
+            curve -= np.clip(self.band_axis - edge * len(curve) / 64.0, 0.0, None) * slope_db
+        floor = np.float32(np.log(LOG_FLOOR))
+        return np.maximum(logmel + np.float32(1.0 / DB) * curve, floor).astype(np.float32)
+
+    def _noise(self, T: int) -> Array:
+        """Return the power of a soft stationary noise of random colour, (T, F), mostly none."""
+        rng = self.rng
+        F = self.config.n_mels
+        if rng.random() > 0.4:
+            return np.zeros((T, F), np.float32)
+        level_db, tilt_db = rng.uniform(-45.0, 5.0), rng.uniform(-25.0, 10.0)
+        spectrum = 10.0 ** ((level_db + tilt_db * self.band_axis / F) / 10.0)
+        return (spectrum * rng.gamma(3.0, 1.0 / 3.0, (T, F))).astype(np.float32)
+
+    def _mask(self, layers: Sequence[Layer], total: Array) -> Array:
+        """Return a mask per cell, (f, t): all ones, from the true layers, or from energy alone."""
+        rng = self.rng
+        T, F = total.shape
+        draw = rng.random()
+        if draw < 0.4:
+            return np.ones((F // CELL_BANDS, T // CELL_FRAMES), np.float32)
+        front = [layer.power for layer in layers if layer.label not in BACKGROUND_LABELS]
+        if draw < 0.75 and front:
+            ahead = sum(front, np.float32(0.0))
+            floor = np.quantile(ahead, 0.15, axis=0, keepdims=True)
+            ratio = (ahead + 1e-9) / (total - ahead + 2.0 * floor + 1e-6)
+        else:
+            floor = np.quantile(total, rng.uniform(0.1, 0.5), axis=0, keepdims=True)
+            ratio = (total + 1e-9) / (floor * np.float32(10.0 ** rng.uniform(0.3, 1.0)) + 1e-6)
+        softness = float(rng.uniform(0.7, 2.0))
+        odds = np.clip(ratio, 1e-8, 1e8) ** softness
+        mask = (odds / (1.0 + odds)).astype(np.float32)
+        cells = mask.reshape(T // CELL_FRAMES, CELL_FRAMES, F // CELL_BANDS, CELL_BANDS)
+        grid = np.asarray(cells.mean((1, 3)).T)
+        if rng.random() < 0.3:
+            grid = grid * np.float32(rng.uniform(0.2, 1.0))
+            grid = np.clip(grid + rng.normal(0.0, 0.15, grid.shape), 0.0, 1.0)
+        return grid.astype(np.float32)
+
+    def _spec_augment(self, logmel: Array) -> None:
+        """Blank stretches of time and of frequency in place, in a (T, F) spectrogram."""
+        T, F = logmel.shape
+        fill = logmel.mean()
+        for _ in range(2):
+            if self.rng.random() < 0.6:
+                width = int(self.rng.integers(1, 9))
+                start = int(self.rng.integers(0, F - width))
+                logmel[:, start : start + width] = fill
+            if self.rng.random() < 0.6:
+                width = int(self.rng.integers(1, max(2, T // 8)))
+                start = int(self.rng.integers(0, T - width))
+                logmel[start : start + width] = fill
