@@ -19,6 +19,10 @@ from client.stack import STARTED_WITHIN_S, WORK_GRACE_S, Options, clean_up
 STOPPED_WITHIN_S = WORK_GRACE_S + 20.0
 
 
+_started: dict[int, subprocess.Popen[bytes]] = {}
+"""Supervisors that this process started: its children, waited for when they end."""
+
+
 @dataclass(frozen=True)
 class Running:
     """A stack that is ready. ``started_here``: by this command, which may then stop it."""
@@ -73,11 +77,13 @@ def start_detached(home: Home, options: Options) -> StackState:
             stderr=output,
             start_new_session=True,
         )
+    _started[supervisor.pid] = supervisor
     try:
         return wait_until_ready(home, supervisor)
     except BaseException:
         supervisor.terminate()
         supervisor.wait()
+        del _started[supervisor.pid]
         raise
 
 
@@ -123,6 +129,9 @@ def stop(home: Home) -> StackState:
         if time.monotonic() > deadline:
             raise StackFailed(f"The stack in {home.folder} (process {state.pid}) does not stop.")
         time.sleep(0.05)
+    supervisor = _started.pop(state.pid, None)
+    if supervisor is not None:
+        supervisor.wait()
     return state
 
 

@@ -25,7 +25,7 @@ VIDEO_SUFFIXES = {".mka", ".mkv", ".webm", ".mp4", ".mov", ".avi", ".mpg", ".mpe
 AUDIO_SUFFIXES = frozenset(PLAIN_SUFFIXES | LOSSLESS_SUFFIXES | LOSSY_SUFFIXES | VIDEO_SUFFIXES)
 """File names that are taken for recordings; whether one is, the decoder finds out."""
 
-DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, zlib.error)
+DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, OSError, zlib.error)
 BLOCK_BYTES = 1024 * 1024
 MAX_NAME_CHARS = 400
 

@@ -31,7 +31,7 @@ from client.home import Home, StackState
 from common.domain import SERVICE_OF, Priority, Stage, queue_name
 from common.settings import Settings
 
-STARTED_WITHIN_S = 60.0
+STARTED_WITHIN_S = 180.0
 WORK_GRACE_S = 25.0  # Celery's soft shutdown takes up to 20
 TURN_S = 0.2
 
@@ -129,16 +129,15 @@ class Supervisor:
         self._start_redis(redis_socket, environment)
         self.say("preparing the database")
         self._migrate(environment)
-        self.say("starting the gateway")
+        self.say("starting gateway, dispatcher and workers")
         gateway = self._add("gateway", ["-m", "services.gateway"], environment)
-        self._wait_for(gateway, self._gateway_is_ready)
-        self.say("starting dispatcher and workers")
         self._add("dispatcher", ["-m", "services.dispatcher"], environment)
         copies = self.options.workers or max(1, (os.cpu_count() or 1) // 4)
         for stage in Stage:
             for number in range(1, copies + 1):
                 name = f"{SERVICE_OF[stage]}-{number}"
                 self._add(name, worker_arguments(stage, name), environment)
+        self._wait_for(gateway, self._gateway_is_ready)
         self._publish(status="ready")
         self.say(f"ready at {self.state.url}")
 
