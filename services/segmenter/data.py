@@ -168,7 +168,7 @@ class BatchMaker:
         config: SegmenterConfig,
         batch_size: int,
         pool_size: int = 400,
-        fresh_per_batch: int = 3,
+        fresh_per_batch: int = 2,
         seed: int = 0,
     ) -> None:
         self._maker, self._n_labels = maker, len(config.labels)
