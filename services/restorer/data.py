@@ -36,9 +36,9 @@ MASK_FRAMES = 3
 """The segmenter's frames of 20 ms in frames of this grid, rounded up."""
 
 CROP_LENGTHS_S = (0.64, 1.28, 2.56)
-SCENE_FRAMES = 750
-"""What the prior sees: 6 s."""
-PATCH_FRAMES = 320
+SCENE_FRAMES = 625
+"""What the prior sees: 5 s."""
+PATCH_FRAMES = 256
 """What the inpainter is trained on."""
 PATCH_BINS = 256
 
@@ -219,7 +219,7 @@ def _smear() -> Tensor:
     return torch.from_numpy((kernel / kernel.sum(1, keepdims=True)).astype(np.float32))
 
 
-def oracle_mask(event: Tensor, rest: Tensor) -> np.ndarray:
+def oracle_mask(event: Tensor, rest: Tensor, bins: slice = slice(None)) -> np.ndarray:
     """Return the ideal removal mask (F, T) float32, with the detail that a real mask has.
 
     M^2 is the event's share of the power, so that the gain sqrt(1 - M^2) leaves the right power.
@@ -227,10 +227,11 @@ def oracle_mask(event: Tensor, rest: Tensor) -> np.ndarray:
     Args:
         event: (T, F) complex spectrum of what is removed, on the 32 kHz grid.
         rest: the same of everything else.
+        bins: which rows of the mask are wanted.
     """
     powers = []
     for spectrum in (event, rest):
-        power = _smear() @ power_of(spectrum).T
+        power = _smear()[bins] @ power_of(spectrum).T
         powers.append(uniform_filter1d(power.numpy(), MASK_FRAMES, axis=1, mode="nearest"))
     share = powers[0] / (powers[0] + powers[1] + 1e-12)
     return np.sqrt(np.clip(share, 0.0, 1.0)).astype(np.float32)
@@ -241,12 +242,12 @@ def _worn(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     mask = mask ** np.float32(rng.uniform(0.5, 1.6))
     if rng.random() < 0.5:
         mask = maximum_filter(mask, size=(int(rng.integers(1, 6)), int(rng.integers(1, 7))))
-    frames = mask.shape[1]
+    bins, frames = mask.shape
     for _ in range(int(rng.integers(0, 3))):
         length = int(np.exp(rng.uniform(np.log(3), np.log(120))))
         start = int(rng.integers(0, frames - length))
-        low = int(rng.choice([0, rng.integers(0, INPAINT_BINS - 20)]))
-        high = low + int(rng.integers(20, INPAINT_BINS)) if rng.random() < 0.7 else INPAINT_BINS
+        low = int(rng.choice([0, rng.integers(0, bins - 20)]))
+        high = low + int(rng.integers(20, bins)) if rng.random() < 0.7 else bins
         mask[low:high, start : start + length] = 1.0
     return mask
 
@@ -289,19 +290,19 @@ def _patch(pool: SoundscapePool, rng: np.random.Generator) -> tuple[np.ndarray, 
     event_wave = torch.from_numpy(np.asarray(removed[part] * gain, np.float32))
     rest_wave = torch.from_numpy(np.asarray((scape.mixture - removed)[part] * gain, np.float32))
     event_spectrum, rest_spectrum = analyse(event_wave, GRID), analyse(rest_wave, GRID)
-    mask = _worn(oracle_mask(event_spectrum, rest_spectrum), rng)
-    gains = gain_of(torch.from_numpy(mask)).clamp_min(1e-3)
     low = 0 if rng.random() < 0.3 else int(rng.integers(0, INPAINT_BINS - PATCH_BINS + 1))
     bins = slice(low, low + PATCH_BINS)
+    mask = _worn(oracle_mask(event_spectrum, rest_spectrum, bins), rng)
+    gains = gain_of(torch.from_numpy(mask)).clamp_min(1e-3)
     mixed, rest = (event_spectrum + rest_spectrum).T[bins], rest_spectrum.T[bins]
-    level = (log_magnitude(power_of(mixed)) + gains[bins].log()).numpy()
-    prior = interpolate_in_time(level, known_weight(mask[bins]), GRID.hop_s)
+    level = (log_magnitude(power_of(mixed)) + gains.log()).numpy()
+    prior = interpolate_in_time(level, known_weight(mask), GRID.hop_s)
     first = int(np.clip(middle - PATCH_FRAMES // 2, 0, SCENE_FRAMES - PATCH_FRAMES))
     frames = slice(first, first + PATCH_FRAMES)
     reference = np.float32(prior.mean[:, frames].mean())
     return (
         level[:, frames] - reference,
-        mask[bins, frames],
+        mask[:, frames],
         prior.mean[:, frames] - reference,
         prior.log_variance[:, frames],
         log_magnitude(power_of(rest)).numpy()[:, frames] - reference,

@@ -10,35 +10,29 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor
 
 from common import checkpoint
 from common.datasets import ClipBank, clips_of
-from common.features import ANALYSIS_RATE_HZ
-from common.labels import LABELS
-from common.soundscapes import evaluation_soundscapes
 from common.training import FitConfig, fit
-from services.restorer.config import REGION_MARGIN_S, InpainterConfig, RecogniserConfig
+from services.restorer.config import InpainterConfig, RecogniserConfig
 from services.restorer.data import (
-    MAX_EVENTS,
     MAX_EVENTS_INPAINTING,
     InpaintBatch,
     RecogniserBatch,
     SoundscapePool,
     inpaint_batches,
-    label_levels,
     limit_bandwidth,
     recogniser_batches,
 )
-from services.restorer.listen import probabilities
-from services.restorer.losses import PRESENT_DB, FillLoss, PartiallyLabelledBce
+from services.restorer.losses import FillLoss, PartiallyLabelledBce
 from services.restorer.model import Fill, Inpainter, Recogniser
+from services.restorer.trials import hearing_trials
 
 BATCH_RECOGNISER = 32
-BATCH_INPAINTER = 6
+BATCH_INPAINTER = 4
 STEPS_UNBOUNDED = 100_000
 VALIDATION_SEED = 71
 
@@ -77,38 +71,14 @@ class InpainterLosses:
 
 
 def fit_threshold(recogniser: Recogniser, bank: ClipBank, n_soundscapes: int) -> float:
-    """Return the probability from which a label counts as heard.
-
-    On fixed soundscapes of the validation split: each event that is loud enough should be heard,
-    and neither itself where it has been taken out nor a label that is not there. The threshold
-    has the least mean of the two error shares.
-    """
-    present, absent = [], []
-    rng = np.random.default_rng(VALIDATION_SEED)
-    for scape in evaluation_soundscapes(
-        bank, n_soundscapes, VALIDATION_SEED, max_events=MAX_EVENTS, split="validation"
-    ):
-        sounding = {event.label for event in scape.events} | {scape.background_label}
-        strangers = [label for label in LABELS if label not in sounding]
-        for event in scape.events:
-            start = max(0, int((event.onset_s - REGION_MARGIN_S) * ANALYSIS_RATE_HZ))
-            part = slice(start, int((event.offset_s + REGION_MARGIN_S) * ANALYSIS_RATE_HZ))
-            index = LABELS.index(event.label)
-            if label_levels(scape.events, scape.mixture, part)[index] < PRESENT_DB:
-                continue
-            with_event = probabilities(recogniser, scape.mixture[part])
-            present.append(with_event[index])
-            absent.append(with_event[LABELS.index(strangers[rng.integers(len(strangers))])])
-            absent.append(probabilities(recogniser, scape.background[part])[index])
-    candidates = np.linspace(0.02, 0.98, 97)
-    missed = np.array([np.mean(np.array(present) < t) for t in candidates])
-    false = np.array([np.mean(np.array(absent) >= t) for t in candidates])
-    best = int(np.argmin(missed + false))
+    """Return the probability from which a label counts as heard, fitted on validation clips."""
+    trials = hearing_trials(recogniser, bank, n_soundscapes, VALIDATION_SEED, "validation")
+    threshold = trials.best_threshold()
     typer.echo(
-        f"threshold {candidates[best]:.2f} on {len(present)} events: "
-        f"missed {missed[best]:.1%}, heard wrongly {false[best]:.1%}"
+        f"threshold {threshold:.2f} on {len(trials.present)} events: "
+        f"missed {trials.missed(threshold):.1%}, heard wrongly {trials.wrong(threshold):.1%}"
     )
-    return round(float(candidates[best]), 3)
+    return threshold
 
 
 def train_recogniser(
