@@ -30,7 +30,7 @@ from services.enhancer.config import (
 
 Waveform = np.ndarray[Any, np.dtype[np.float32]]
 
-SOUNDSCAPE_S = 5.0
+SOUNDSCAPE_S = 3.0
 TRAINING_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000)
 CROP_SAMPLES = 28 * 1024
 RESAMPLING_MARGIN = 2048
@@ -72,7 +72,7 @@ def noisy_batches(
                 cast.background,
                 rng,
                 duration_s=SOUNDSCAPE_S,
-                max_events=0 if noise_only else 5,
+                max_events=0 if noise_only else 4,
                 snr_db=(-8.0, 22.0),
                 min_events=0 if noise_only else 1,
             )

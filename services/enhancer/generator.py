@@ -128,7 +128,10 @@ class Generator(nn.Module):
         excited = torch.cat([known[:, :cut], self._excitation(known, cut)], dim=1)
         log_excited = log_magnitude(excited)
         gain = self._log_gain(log_excited, cut, sample_rate)  # (B, bins, T)
-        top = excited[:, cut:] * torch.exp(gain[:, cut:])
+        # no bin of the top gets louder than the loudest of its frame below: nothing can run away
+        loudest = log_excited[:, :cut].amax(dim=1, keepdim=True)
+        bounded = torch.minimum(gain[:, cut:], loudest - log_excited[:, cut:])
+        top = excited[:, cut:] * torch.exp(bounded)
         # what rolls off above the cut-off stays in the mixture
         total = torch.cat([known[:, :cut], known[:, cut:] + top], dim=1)
         return Generated(self._waveform(top, cut, upsampled.shape[-1]), log_magnitude(total), cut)

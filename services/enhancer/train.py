@@ -55,7 +55,7 @@ from services.enhancer.losses import (
     RelativisticGeneratorLoss,
 )
 
-BATCH_SIZE = 8
+BATCH_SIZE = 6
 MAX_STEPS = 1_000_000  # minutes end the schedule
 COMPRESSED_WEIGHT = 10.0
 SNR_WEIGHT = 0.01
@@ -138,7 +138,7 @@ def train_denoiser(clips: list[Clip], cache: Path, out: Path, minutes: float) ->
         Denoiser(config).to(memory_format=torch.channels_last),
         noisy_batches(bank, cast, BATCH_SIZE, seed=time.time_ns()),
         losses,
-        FitConfig(steps=MAX_STEPS, lr=2e-3, minutes=minutes, ema_decay=0.995),
+        FitConfig(steps=MAX_STEPS, lr=3e-3, minutes=minutes, ema_decay=0.995),
         out / "denoiser",
     )
     path = out / "denoiser.safetensors"
