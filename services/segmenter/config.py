@@ -18,9 +18,9 @@ FRAME_MULTIPLE = 32
 
 Chunks begin on multiples of it, so that every chunk is pooled on the same grid as the whole.
 """
-CHUNK_FRAMES = 32 * FRAME_MULTIPLE
-OVERLAP_FRAMES = 4 * FRAME_MULTIPLE
-TRIM_FRAMES = FRAME_MULTIPLE
+CHUNK_FRAMES = 48 * FRAME_MULTIPLE
+OVERLAP_FRAMES = 8 * FRAME_MULTIPLE
+TRIM_FRAMES = 3 * FRAME_MULTIPLE
 """Left out at a chunk's border, where the model sees no surroundings, before the cross-fade."""
 CHUNK_SAMPLES = CHUNK_FRAMES * HOP_SAMPLES
 OVERLAP_SAMPLES = OVERLAP_FRAMES * HOP_SAMPLES

@@ -23,7 +23,8 @@ from services.segmenter.model import front_end
 
 SCAPE_FRAMES = 512
 SCAPE_S = SCAPE_FRAMES * 0.02
-CROP_FRAMES = 256
+CROP_FRAMES = (128, 128, 256)
+"""A batch has one of these lengths: short ones are cheap, long ones show what lasts."""
 
 INAUDIBLE_SHARE = 10.0**-6.5
 """Of the loudest pixel's power: what lies below belongs to nobody."""
@@ -186,7 +187,8 @@ class BatchMaker:
         for _ in range(wanted):
             self._add(self._maker.make())
         chosen = self._rng.choice(len(self._pool), self._batch_size, replace=False)
-        crops = [self._crop(self._pool[i]) for i in chosen]
+        n_frames = int(self._rng.choice(CROP_FRAMES))
+        crops = [self._crop(self._pool[i], n_frames) for i in chosen]
         return {name: torch.stack([crop[name] for crop in crops]) for name in crops[0]}
 
     def _add(self, example: Example) -> None:
@@ -196,18 +198,18 @@ class BatchMaker:
             self._pool[self._made % self._pool_size] = example
         self._made += 1
 
-    def _crop(self, example: Example) -> dict[str, Tensor]:
+    def _crop(self, example: Example, n_frames: int) -> dict[str, Tensor]:
         rng = self._rng
-        half = int(rng.integers((SCAPE_FRAMES - CROP_FRAMES) // SHUFFLE + 1))
+        half = int(rng.integers((SCAPE_FRAMES - n_frames) // SHUFFLE + 1))
         start = half * SHUFFLE
-        window = slice(start, start + CROP_FRAMES)
-        coarse = slice(half, half + CROP_FRAMES // SHUFFLE)
+        window = slice(start, start + n_frames)
+        coarse = slice(half, half + n_frames // SHUFFLE)
         log_power = torch.from_numpy(example.log_power[:, window].astype(np.float32))
         power = (log_power + torch.from_numpy(_colouring(rng))).exp()
         # what no longer rises from the floor can no longer be asked for
         audible = (power / (power + 10.0 * LOG_FLOOR)).sqrt()
         class_mask = torch.zeros(
-            self._n_labels, BANDS // SHUFFLE, CROP_FRAMES // SHUFFLE, dtype=torch.float32
+            self._n_labels, BANDS // SHUFFLE, n_frames // SHUFFLE, dtype=torch.float32
         )
         coarse_audible = F.avg_pool2d(audible[None], SHUFFLE)[0]
         for k, mask in example.class_masks.items():
