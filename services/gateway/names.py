@@ -43,7 +43,7 @@ def download_name(recording_name: str, ending: str) -> str:
     """
     last = recording_name.replace("\\", "/").rpartition("/")[2]
     stem = PurePosixPath(last).stem if last not in ("", ".", "..") else "recording"
-    stem = re.sub(r'[<>:"|?*%\s]+|\.+$', "_", stem)[:MAX_STEM_LENGTH].strip("._ ")
+    stem = re.sub(r'[<>:"|?*%\s\0-\x1f\x7f]+', "_", stem)[:MAX_STEM_LENGTH].strip("._")
     return f"{stem or 'recording'}.{ending}"
 
 

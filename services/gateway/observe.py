@@ -14,6 +14,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common import logs
@@ -28,6 +29,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 QUIET_ROUTES = frozenset({"/health", "/ready", "/metrics"})
 RUNS_FRESH_S = 5.0
+CLIENT_GONE = 499  # in logs and metrics only: nobody is there to be told
 
 
 class HttpMetrics:
@@ -158,6 +160,8 @@ class Observed:
         ):
             try:
                 await self._app(scope, receive, send_observed)
+            except ClientDisconnect:
+                status = CLIENT_GONE
             except Exception as error:
                 log.error("request failed", path=request.url.path, exc_info=error)
                 if not status:

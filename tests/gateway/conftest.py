@@ -15,6 +15,9 @@ import pytest
 import uvicorn
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
+from structlog.types import EventDict
 
 from common import runs
 from common.db import DbNow, Job, StageRun, make_engine, make_sessions, new_id
@@ -56,6 +59,7 @@ class Gateway:
     settings: Settings
     sessions: sessionmaker[Session]
     store: ObjectStore
+    log: list[EventDict]  # what it has logged so far
 
     def new_job(self, **request: Any) -> str:
         """Create an open job; return its id."""
@@ -202,13 +206,17 @@ def gateway(gateway_settings: Settings) -> Iterator[Gateway]:
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:
-            with httpx.Client(base_url=url, timeout=30) as client:
+            with (
+                capture_logs([merge_contextvars]) as log,
+                httpx.Client(base_url=url, timeout=30) as client,
+            ):
                 yield Gateway(
                     url,
                     client,
                     gateway_settings,
                     make_sessions(engine),
                     open_store(gateway_settings),
+                    log,
                 )
         finally:
             server.should_exit = True
