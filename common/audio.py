@@ -48,6 +48,8 @@ FFMPEG_ESTIMATES = frozenset({"mp3", "aac", "ac3", "eac3", "mpeg", "mpegts", "fl
 
 MAX_BLOCK_VALUES = 32 * 1024 * 1024
 """Samples times channels in one block (128 MB); longer blocks are shortened to this."""
+SOUNDFILE_STEP_FRAMES = 8_192
+"""Read at once: short, since libsndfile gives nothing of a step in which it meets damage."""
 PEAK_LIMIT = 8.0
 COMPLETE_SHARE = 0.98
 COMPLETE_SLACK_S = 0.5
@@ -252,7 +254,7 @@ class _SoundfileSource:
             raise
 
     def pieces(self, frames: int) -> Iterator[AudioBlock]:
-        step = min(frames, max(1, MAX_BLOCK_VALUES // 16 // self.info.channels))
+        step = min(frames, SOUNDFILE_STEP_FRAMES)
         done = 0
         while True:
             try:
