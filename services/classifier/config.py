@@ -35,7 +35,11 @@ SHORT_LABELS = frozenset({"clock_tick", "dog", "gun_shot", "rooster", "sneezing"
 
 @dataclass(frozen=True)
 class Config:
-    """The shipped architecture, ``hybrid``. ``temperature`` is fitted after training."""
+    """The shipped architecture, ``hybrid``.
+
+    ``temperature`` (of all logits) and ``event_shift`` (added to the logits of segments, so that
+    0.5 is the threshold with the best F1) are fitted after training.
+    """
 
     architecture: str = "hybrid"
     labels: tuple[str, ...] = LABELS
@@ -50,6 +54,7 @@ class Config:
     fused_width: int = 144
     dropout: float = 0.2
     temperature: float = 1.0
+    event_shift: float = 0.0
 
     @property
     def segment_samples(self) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.signal import lfilter
 from torch import Tensor
 
 from common.datasets import Clip, ClipBank
@@ -30,6 +31,9 @@ MAX_BATCH = 48
 CROP_SEGMENTS = ((32, 0.55), (64, 0.25), (12, 0.12), (6, 0.08))
 """Lengths of crops in segments, and how often; a batch holds crops of one length."""
 SPEECH_SHARE = 0.05
+SCENE_EVENTS = (0.08, 0.30, 0.27, 0.18, 0.10, 0.07)
+"""How often a scene has 0, 1, 2, ... events beside its background."""
+REVERB_SHARE = 0.25
 RUMBLE_BANDS = 2
 """The lowest mel bands (under about 100 Hz) do not count when activity is judged."""
 TYPICAL_DB = 28.0
@@ -123,12 +127,6 @@ def _gain(power: Array, level_db: float) -> float:
     return min(max(10.0 ** (level_db / 10.0) / max(level, 1e-9), 1e-6), 1e6)
 
 
-def _levelled(logmel: Array, level_db: float) -> Array:
-    """Return power (T, F) at ``level_db``."""
-    power = np.maximum(np.exp(logmel) - np.float32(LOG_FLOOR), 0.0)
-    return power * np.float32(_gain(power, level_db))
-
-
 class BatchMaker:
     """Draws batches without end, the same ones under the same seed."""
 
@@ -193,20 +191,20 @@ class BatchMaker:
     def _layers(self, T: int) -> list[Layer]:
         """Return a clip alone, two mixed, or a scene of a background and placed events."""
         draw = self.rng.random()
-        if draw < 0.55:
+        if draw < 0.50:
             power = np.exp(self._crop(label := self._label(), T)) - np.float32(LOG_FLOOR)
             # half the way to a common level: what is recorded softly stays softer
             change = (_gain(power, TYPICAL_DB) ** 0.5) * 10.0 ** (self.rng.normal(0.0, 0.5))
             return [Layer(label, np.maximum(power, 0.0) * np.float32(change))]
         level_db = float(self.rng.normal(TYPICAL_DB, 9.0))
-        if draw < 0.82:
+        if draw < 0.75:
             gap_db = float(self.rng.uniform(-9.0, 9.0))
             return [self._whole(T, level_db), self._whole(T, level_db + gap_db)]
         layers: list[Layer] = []
         backgrounds = [label for label in self.known if label in BACKGROUND_LABELS]
         if backgrounds and self.rng.random() < 0.6:
             layers.append(self._whole(T, level_db, str(self.rng.choice(backgrounds))))
-        for _ in range(int(self.rng.choice([0, 1, 2, 3], p=[0.1, 0.4, 0.35, 0.15]))):
+        for _ in range(int(self.rng.choice(len(SCENE_EVENTS), p=SCENE_EVENTS))):
             layers.append(self._placed(T, level_db + float(self.rng.uniform(-3.0, 20.0))))
         return layers
 
@@ -216,7 +214,7 @@ class BatchMaker:
     def _whole(self, T: int, level_db: float, label: str = "") -> Layer:
         """Return a layer that fills the crop; of a random class where none is named."""
         label = label or self._label()
-        return Layer(label, _levelled(self._crop(label, T), level_db))
+        return Layer(label, self._levelled(self._crop(label, T), level_db))
 
     def _placed(self, T: int, level_db: float) -> Layer:
         """Return a layer that fills only a part of the crop."""
@@ -224,8 +222,18 @@ class BatchMaker:
         length = max(2, int(T * self.rng.uniform(0.1, 0.6)))
         start = int(self.rng.integers(0, T - length + 1))
         power = np.zeros((T, self.config.n_mels), np.float32)
-        power[start : start + length] = _levelled(self._crop(label, length), level_db)
+        power[start : start + length] = self._levelled(self._crop(label, length), level_db)
         return Layer(label, power)
+
+    def _levelled(self, logmel: Array, level_db: float) -> Array:
+        """Return power (T, F) at ``level_db``, some of it with the decay of a room."""
+        power = np.maximum(np.exp(logmel) - np.float32(LOG_FLOOR), 0.0)
+        if self.rng.random() < REVERB_SHARE:
+            decay_s = self.rng.uniform(0.15, 1.0)  # by 60 dB
+            keep = 10.0 ** (-6.0 * self.config.hop_length / self.config.sample_rate / decay_s)
+            tail = lfilter([1.0 - keep], [1.0, -keep], power, axis=0)
+            power = power + np.float32(10.0 ** self.rng.uniform(-1.5, 0.0)) * tail
+        return np.asarray(power * _gain(power, level_db), np.float32)
 
     def _crop(self, label: str, T: int) -> Array:
         """Return T frames of a random clip as log-mel (T, F), varied."""

@@ -160,7 +160,8 @@ def events_in(heard: Heard, config: Config, regions: list[Span], threshold: floa
     """Return the events of every label, by onset."""
     events: list[Event] = []
     for k, label in enumerate(config.labels):
-        probabilities = _sigmoid(heard.segments[k].astype(np.float32) / config.temperature)
+        logits = heard.segments[k].astype(np.float32) + np.float32(config.event_shift)
+        probabilities = _sigmoid(logits / config.temperature)
         events += find_events(
             probabilities, label, regions, threshold, config.segment_s, heard.facts.duration_s
         )
