@@ -3,8 +3,9 @@
 Owns which decoder gets a file, and that a hostile file reaches nothing but itself. ``soundfile``
 reads the formats it knows by their first bytes (WAV, RF64, W64, FLAC, AIFF, AU, CAF, Ogg);
 everything else, and what it refuses, goes to FFmpeg through PyAV. FFmpeg is given an open file
-instead of a path, no protocol at all and a list of plain containers, so that a playlist or a concat
-script that calls itself audio can open neither another local file nor a connection.
+instead of a path, no protocol at all, a list of plain containers and audio decoders only, so that a
+playlist or a concat script that calls itself audio can open neither another local file nor a
+connection.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -153,6 +155,18 @@ class _SoundfileSource:
         self._file.close()
 
 
+@cache
+def _audio_decoders() -> str:
+    """Return FFmpeg's audio decoders. No picture is ever decoded, not even to look at its size."""
+    names = set()
+    for name in av.codecs_available:
+        with suppress(ValueError):  # one that only encodes
+            codec = av.Codec(name, "r")
+            if codec.type == "audio":
+                names.add(codec.name)
+    return ",".join(sorted(names))
+
+
 class _NamelessFile:
     """A file for FFmpeg that has no name to guess a format from, and whose seeks fail quietly."""
 
@@ -209,7 +223,11 @@ class _FfmpegSource:
             raise
 
     def _open(self) -> Any:
-        options = {"protocol_whitelist": "none", "format_whitelist": FFMPEG_CONTAINERS}
+        options = {
+            "protocol_whitelist": "none",
+            "format_whitelist": FFMPEG_CONTAINERS,
+            "codec_whitelist": _audio_decoders(),
+        }
         try:
             container = av.open(self._file, options=options, metadata_errors="replace")
         except (av.FFmpegError, OSError, EOFError, ValueError) as error:

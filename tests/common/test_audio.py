@@ -67,6 +67,11 @@ FFMPEG_KINDS = {
     "h.mkv": (RATE, "matroska", "aac", True),
     "i.m4a": (RATE, "ipod", "alac", False),
     "j.avi": (RATE, "avi", "libmp3lame", True),
+    "k.mov": (RATE, "mov", "pcm_s16le", True),
+    "l.ts": (RATE, "mpegts", "aac", True),
+    "m.ac3": (RATE, "ac3", "ac3", False),
+    "n.wav": (RATE, "wav", "adpcm_ima_wav", False),
+    "o.flv": (RATE, "flv", "aac", False),
 }
 
 
