@@ -77,8 +77,9 @@ def load(device: str, weights: Path = DEFAULT_WEIGHTS) -> LoadedClassifier:
     config = Config.from_dict(loaded.config)
     model = Hybrid(config)
     checkpoint.restore(model, loaded)
-    model.eval().requires_grad_(False).to(device)
-    model.conv.to(memory_format=torch.channels_last)
+    model.eval().requires_grad_(False)
+    model.conv.fuse()
+    model.to(device).conv.to(memory_format=torch.channels_last)
     return LoadedClassifier(model, config, device, loaded.digest)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from common.features import LogMel
 from services.classifier.config import CELL_BANDS, CELL_FRAMES, Config
@@ -55,6 +56,13 @@ class ResidualBlock(nn.Module):
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.shortcut(x))
 
+    def fuse(self) -> None:
+        """Fold the norms into the convolutions, for inference only."""
+        self.conv1, self.norm1 = fuse_conv_bn_eval(self.conv1, self.norm1), nn.Identity()
+        self.conv2, self.norm2 = fuse_conv_bn_eval(self.conv2, self.norm2), nn.Identity()
+        pool, conv, norm = self.shortcut
+        self.shortcut = nn.Sequential(pool, fuse_conv_bn_eval(conv, norm))
+
 
 class ConvBranch(nn.Module):
     """A narrow residual network."""
@@ -72,6 +80,13 @@ class ConvBranch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, c4, f, t) of (B, 1, F, T)."""
         return self.block3(self.block2(self.block1(self.stem(x))))
+
+    def fuse(self) -> None:
+        """Fold the norms into the convolutions, for inference only."""
+        conv, norm, relu = self.stem
+        self.stem = nn.Sequential(fuse_conv_bn_eval(conv, norm), relu)
+        for block in (self.block1, self.block2, self.block3):
+            block.fuse()
 
 
 class AttentionLayer(nn.Module):
@@ -95,9 +110,12 @@ class AttentionLayer(nn.Module):
         B, cells, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(B, cells, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, cells, width / heads)
-        # written out: on a CPU its gradient is twice as fast as the fused kernel's
-        scores = (q * (width / self.heads) ** -0.5) @ k.transpose(2, 3)
-        y = scores.softmax(-1) @ v
+        if self.training:
+            # written out: on a CPU its gradient is twice as fast as the fused kernel's
+            scores = (q * (width / self.heads) ** -0.5) @ k.transpose(2, 3)
+            y = scores.softmax(-1) @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
         x = x + self.out(y.transpose(1, 2).reshape(B, cells, width))
         return x + self.mlp(self.norm2(x))
 
