@@ -35,7 +35,7 @@ from common.params import RestoreParams
 from common.soundscapes import Soundscape, evaluation_soundscapes
 from common.stage_io import StageInput
 from services.restorer import infer, peers
-from services.restorer.config import REGION_MARGIN_S
+from services.restorer.config import FRAME_S, REGION_MARGIN_S
 from services.restorer.data import GRID, SoundscapePool, label_levels, oracle_mask
 from services.restorer.judge import Judge
 from services.restorer.listen import probabilities
@@ -55,7 +55,7 @@ import json, sys
 from importlib import import_module
 from pathlib import Path
 import torch
-from common.domain import ArtifactKind
+from common.domain import ArtifactKind, Stage
 from common.params import JobParams
 from common.stage_io import StageInput
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ for audio in sorted(folder.glob("*.wav")):
     index = audio.with_suffix(".json")
     known = json.loads(index.read_text()) if index.exists() else {}
     upstream = {ArtifactKind(kind): Path(path) for kind, path in known.items()}
-    params = JobParams().of(stage)
+    params = JobParams().of(Stage(stage))
     output = infer.process(loaded, StageInput(audio.name, audio, params, upstream, scratch))
     known.update({kind.value: str(file.path) for kind, file in output.files.items()})
     index.write_text(json.dumps(known))
@@ -87,18 +87,18 @@ class Case:
 
     @property
     def inside(self) -> np.ndarray:
-        """Samples (n,) within the regions and their margins."""
+        """Samples (n,) that a frame in a region, or in its margins, may change."""
         result = np.zeros(len(self.rest), bool)
         for region in self.regions:
-            low = max(0, int((region.onset_s - REGION_MARGIN_S) * RATE_HZ))
-            result[low : int((region.offset_s + REGION_MARGIN_S) * RATE_HZ)] = True
+            low = max(0, int((region.onset_s - REGION_MARGIN_S - FRAME_S) * RATE_HZ))
+            result[low : int((region.offset_s + REGION_MARGIN_S + FRAME_S) * RATE_HZ)] = True
         return result
 
 
-def cases(bank: ClipBank, n: int) -> Iterator[Case]:
+def cases(bank: ClipBank, n: int, split: str = "test") -> Iterator[Case]:
     """Yield ``n`` fixed cases; events that are hardly there are not chosen."""
     rng = np.random.default_rng(SEED)
-    scapes = evaluation_soundscapes(bank, 2 * n, SEED, max_events=MAX_EVENTS)
+    scapes = evaluation_soundscapes(bank, 2 * n, SEED, max_events=MAX_EVENTS, split=split)
     made = 0
     for scape in scapes:
         levels = label_levels(scape.events, scape.mixture, slice(None))
@@ -107,6 +107,7 @@ def cases(bank: ClipBank, n: int) -> Iterator[Case]:
             continue
         label = loud[rng.integers(len(loud))]
         removed = np.sum([e.stem for e in scape.events if e.label == label], axis=0)
+        scape = replace(scape, mixture=_in_24_bits(scape.mixture))
         events = [Event(e.label, e.onset_s, e.offset_s, 1.0) for e in scape.events]
         yield Case(
             scape,
@@ -117,6 +118,11 @@ def cases(bank: ClipBank, n: int) -> Iterator[Case]:
         made += 1
         if made == n:
             return
+
+
+def _in_24_bits(waveform: np.ndarray) -> np.ndarray:
+    """Return a waveform as a 24-bit file holds it, so that a copy of it is exact."""
+    return (np.rint(waveform * 2.0**23) / 2.0**23).astype(np.float32)
 
 
 class Scores:

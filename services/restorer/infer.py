@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common import checkpoint
 from common.audio import AudioLimits, AudioReader, AudioWriter
@@ -82,6 +82,20 @@ class Removal:
     high_hz: float
     confidence: float
     action: str
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over a window: what it changes, its mask, and what is heard after it."""
+
+    change: Change
+    mask: Tensor
+    heard: dict[int, float]
+
+    @property
+    def total(self) -> float:
+        """The sum of what is heard; lower is better."""
+        return sum(self.heard.values())
 
 
 @dataclass(frozen=True)
@@ -291,50 +305,50 @@ class _Work:
         restore_stream(tape, self.windows, self.restorer, change_of, write)
 
     def _change(self, window: Window, tape: Tape) -> Change | None:
+        """Return the change of the pass after which the recogniser is least sure of the events."""
         context = self.restorer.context
         first, stop = window.first_frame - context, window.stop_frame + context
+        threshold = self.loaded.recogniser.config.threshold
+        best: _Pass | None = None
         widened: frozenset[int] = frozenset()
-        change: Change | None = None
-        for last in [False] * (MAX_PASSES - 1) + [True]:
+        for _ in range(MAX_PASSES):
             mask = self.mask.frames(first, stop, widened)
             change = self.restorer.change(window, tape, mask)
             if change is None:
                 return None
-            loud = self._heard_in(window, tape, change)
-            if last or not loud:
-                self.still_heard |= loud
-                self.mask.note(window.first_frame, mask[context:-context])
+            heard = self._heard_in(window, tape, change)
+            done = _Pass(change, mask, heard)
+            best = done if best is None or done.total < best.total else best
+            widened = frozenset(index for index, sure in heard.items() if sure >= threshold)
+            if not widened:
                 break
-            widened = loud
-        return change
+        if best is None:
+            return None
+        self.still_heard |= {index for index, sure in best.heard.items() if sure >= threshold}
+        self.mask.note(window.first_frame, best.mask[context:-context])
+        return best.change
 
-    def _heard_in(self, window: Window, tape: Tape, change: Change) -> frozenset[int]:
-        """Return the regions that the recogniser would still hear in a window after a change."""
-        rate, config = self.grid.sample_rate, self.loaded.recogniser.config
-        loud = set()
+    def _heard_in(self, window: Window, tape: Tape, change: Change) -> dict[int, float]:
+        """Return how sure the recogniser is of each region of a window after a change."""
+        rate, hop_s = self.grid.sample_rate, self.grid.hop_s
+        heard = {}
         for index in self.mask.within(window.first_frame, window.stop_frame):
             region = self.mask.regions[index]
-            hop_s = self.grid.hop_s
-            inside = Event(
-                region.label,
-                max(region.onset_s, window.first_frame * hop_s),
-                min(region.offset_s, window.stop_frame * hop_s),
-                region.confidence,
-            )
-            if inside.offset_s <= inside.onset_s:
+            onset_s = max(region.onset_s, window.first_frame * hop_s)
+            offset_s = min(region.offset_s, window.stop_frame * hop_s)
+            if offset_s <= onset_s:
                 continue
-            start, stop = _heard_span(inside, rate, config.min_window_s)
+            inside = Event(region.label, onset_s, offset_s, region.confidence)
+            start, stop = _heard_span(inside, rate, self.loaded.recogniser.config.min_window_s)
             if window.stop_frame in self._continued:  # what follows is not restored yet
                 stop = max(start + 1, min(stop, window.stop_frame * self.grid.hop_length))
             samples = tape.part(start, stop, restored=True)
-            low, high = max(start, change.start), change.start + change.samples.shape[1]
-            high = min(stop, high)
+            low, high = max(start, change.start), min(stop, change.stop)
             samples[:, low - start : high - start] += change.samples[
                 :, low - change.start : high - change.start
             ]
-            if _hear(self.loaded, samples, rate, region.label) >= config.threshold:
-                loud.add(index)
-        return frozenset(loud)
+            heard[index] = _hear(self.loaded, samples, rate, region.label)
+        return heard
 
 
 def _removal(

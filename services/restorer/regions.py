@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.ndimage import maximum_filter
 from torch import Tensor
 
 from common.domain import Event
@@ -29,9 +28,7 @@ from services.restorer.config import (
 from services.restorer.spectrum import Grid
 
 WIDEN_POWER = 0.5
-"""In a second pass the mask is raised to this power, after growing by one of its own bins."""
-WIDEN_S = 0.04
-WIDEN_HZ = 120.0
+"""In a second pass the mask is raised to this power: it touches bins from 0.09 on."""
 _BAND_SHARE = 0.02
 _MIN_CLASS = 0.02
 """A class this unlikely in a bin owns none of it, even where all others are unlikelier."""
@@ -154,7 +151,7 @@ class RemovalMask:
         Args:
             first_frame: may be negative; there is nothing to remove before 0.
             stop_frame: one past the last.
-            widened: regions whose mask is made wider and stronger, whatever their class.
+            widened: regions whose mask is made wider and stronger.
         """
         grid, count = self._grid, stop_frame - first_frame
         total = np.zeros((grid.n_bins, count), np.float32)
@@ -166,12 +163,11 @@ class RemovalMask:
         shares: dict[str, np.ndarray] = {}
         for index in inside:
             label = self.regions[index].label
+            if label not in shares:
+                shares[label] = self._class_share(label, start_s, count)
+            value = foreground * shares[label]
             if index in widened:
-                value = self._widen(foreground)
-            else:
-                if label not in shares:
-                    shares[label] = self._class_share(label, start_s, count)
-                value = foreground * shares[label]
+                value = value ** np.float32(WIDEN_POWER)
             first, stop = (edge - first_frame for edge in self._spans[index])
             part = slice(max(0, first), min(count, stop))
             np.maximum(total[:, part], value[:, part], out=total[:, part])
@@ -213,11 +209,3 @@ class RemovalMask:
         low = np.minimum(position.astype(np.int64), len(centres) - 2)
         rest = (position - low).astype(np.float32)[:, None]
         return (1.0 - rest) * share[low] + rest * share[low + 1]
-
-    def _widen(self, foreground: np.ndarray) -> np.ndarray:
-        grid = self._grid
-        size = (
-            2 * max(1, round(WIDEN_HZ / grid.freqs_hz[1])) + 1,
-            2 * max(1, round(WIDEN_S / grid.hop_s)) + 1,
-        )
-        return maximum_filter(foreground, size=size, mode="nearest") ** np.float32(WIDEN_POWER)

@@ -126,6 +126,11 @@ class Change:
     samples: np.ndarray
     tail: _Tail
 
+    @property
+    def stop(self) -> int:
+        """One past the last sample."""
+        return self.start + self.samples.shape[1]
+
 
 class WindowRestorer:
     """Restores windows of one recording in their order."""
