@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,6 +82,14 @@ def told_plainly() -> Iterator[None]:
         fail("interrupted", 130)
 
 
+def make_console(as_json: bool) -> Console:
+    """Return the console for people; with JSON on standard output it is standard error."""
+    console = Console(stderr=as_json)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 100  # a log or a file, wide enough for the table
+    return console
+
+
 def fail(message: str, exit_code: int) -> None:
     typer.echo(f"soundmill: {message}", err=True)
     raise typer.Exit(exit_code)
@@ -151,7 +161,8 @@ def process(
 
     Exit code 0: every recording succeeded; 3: some did not; 2: no audio found.
     """
-    console = Console(stderr=as_json)
+    console = make_console(as_json)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the same as Ctrl-C
     with told_plainly():
         listing = list_sources(paths)
         request = Request(
@@ -196,7 +207,7 @@ def results(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch the results of a job, as far as there are any."""
-    console = Console(stderr=as_json)
+    console = make_console(as_json)
     with told_plainly():
         with connected(Place(Home.at(home), url), console) as gateway:
             report = collect(gateway, find_job(gateway, job), out, console, [])

@@ -20,6 +20,19 @@ from common.domain import RunState, Stage
 
 MOST_ROWS = 20
 MOST_FAILURES = 20
+WIDE = 96  # columns from which the stages are written out
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How success and failure look in the table; everything else is a dash."""
+
+    good: str
+    bad: str
+
+
+MARKS = Marks("✓", "✗")
+PLAIN_MARKS = Marks("ok", "NO")
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,7 @@ class Report:
 
     def print(self, console: Console) -> None:
         """Print table, failures and totals."""
-        console.print(self._table("✓" if console.encoding.startswith("utf") else "ok"))
+        console.print(self._table(console))
         if len(self.rows) > MOST_ROWS:
             rest = len(self.rows) - MOST_ROWS
             console.print(f"... and {rest} more: all of them are in recordings.csv")
@@ -140,26 +153,30 @@ class Report:
         console.print(f"Speed: {self.speed:.1f} audio hours processed per hour.")
         console.print(Text(f"Results: {self.folder}/"), soft_wrap=True)
 
-    def _table(self, tick: str) -> Table:
+    def _table(self, console: Console) -> Table:
+        marks_of = MARKS if console.encoding.startswith("utf") else PLAIN_MARKS
         table = Table(box=None, pad_edge=False, header_style="bold")
         table.add_column("recording", overflow="fold", max_width=36)
-        table.add_column("length", justify="right")
-        table.add_column("top label")
-        table.add_column("events", justify="right")
+        table.add_column("length", justify="right", no_wrap=True)
+        table.add_column("top label", no_wrap=True)
+        table.add_column("events", justify="right", no_wrap=True)
         for stage in self.stages:
-            table.add_column(stage.value)
+            heading = stage.value if console.width >= WIDE else stage.value[:3]
+            table.add_column(heading, justify="center", no_wrap=True)
         for row in self.rows[:MOST_ROWS]:
             length = "" if row.duration_s is None else f"{row.duration_s:.1f} s"
-            marks = [mark(row.states.get(stage.value, ""), tick) for stage in self.stages]
+            marks = [mark(row.states.get(stage.value, ""), marks_of) for stage in self.stages]
             table.add_row(Text(row.name), length, row.top_label, str(row.events), *marks)
         return table
 
 
-def mark(state: str, tick: str) -> Text:
-    """Return how a state looks in the table: a tick, or its name."""
+def mark(state: str, marks: Marks) -> Text:
+    """Return how a state looks in the table."""
     if state == RunState.SUCCEEDED:
-        return Text(tick, style="green")
-    return Text(state or "-", style="red" if state else "dim")
+        return Text(marks.good, style="green")
+    if state in (RunState.FAILED, RunState.QUARANTINED):
+        return Text(marks.bad, style="red")
+    return Text("-", style="dim")
 
 
 def first_error(runs: list[Run]) -> str:

@@ -152,11 +152,11 @@ def list_folder(folder: Path, skipped: dict[str, int]) -> list[Source]:
         for name in sorted(files):
             path = Path(parent, name)
             if name.startswith("."):
-                count(skipped, "hidden files")
+                count(skipped, "hidden")
             elif path.suffix.lower() == ".zip":
-                count(skipped, "ZIP archives inside the folder (name them to process them)")
+                count(skipped, "ZIP archives inside a folder")
             elif path.suffix.lower() not in AUDIO_SUFFIXES:
-                count(skipped, "files that are not audio by their name")
+                count(skipped, "not audio by name")
             elif path.exists() and not path.is_file():
                 count(skipped, "special files")
             else:
@@ -183,11 +183,11 @@ def list_archive(path: Path, skipped: dict[str, int]) -> list[Source]:
         if entry.is_dir():
             continue
         if stat.S_ISLNK(entry.external_attr >> 16):
-            count(skipped, "links inside archives")
+            count(skipped, "links inside an archive")
         elif name.name.startswith(".") or "__MACOSX" in name.parts:
-            count(skipped, "hidden files")
+            count(skipped, "hidden")
         elif name.suffix.lower() not in AUDIO_SUFFIXES:
-            count(skipped, "files that are not audio by their name")
+            count(skipped, "not audio by name")
         else:
             sources.append(Source(clean_name(entry.filename), path, archive, entry))
     return sources
@@ -217,5 +217,5 @@ def count(skipped: dict[str, int], reason: str) -> None:
 
 
 def describe(skipped: dict[str, int]) -> str:
-    """Return what was left out as a phrase: ``3 hidden files, 1 special files``."""
-    return "left out: " + ", ".join(f"{number} {reason}" for reason, number in skipped.items())
+    """Return what was left out as a phrase: ``left out: hidden (3), special files (1)``."""
+    return "left out: " + ", ".join(f"{reason} ({number})" for reason, number in skipped.items())

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 
 import httpx
+import psutil
 import redis
 
 from client import broker_server
@@ -70,7 +71,11 @@ def choose_port(host: str, port: int | None) -> int:
                     raise StackFailed(
                         f"The gateway cannot listen on {host} port {candidate}: {error.strerror}."
                     ) from error
-    raise PortInUse(
+    raise port_in_use(host, port)
+
+
+def port_in_use(host: str, port: int | None) -> PortInUse:
+    return PortInUse(
         f"Port {port} on {host} is in use by another program. Name another with --port,"
         " or leave --port out to take any free one."
     )
@@ -137,7 +142,7 @@ class Supervisor:
             for number in range(1, copies + 1):
                 name = f"{SERVICE_OF[stage]}-{number}"
                 self._add(name, worker_arguments(stage, name), environment)
-        self._wait_for(gateway, self._gateway_is_ready)
+        self._wait_for_gateway(gateway)
         self._publish(status="ready")
         self.say(f"ready at {self.state.url}")
 
@@ -157,7 +162,7 @@ class Supervisor:
         }
 
     def _child(self, name: str, command: list[str], environment: dict[str, str]) -> Child:
-        child = Child(name, command, environment, self.home.folder, self.home.log(name))
+        child = Child(name, command, dict(environment), self.home.folder, self.home.log(name))
         self.children.append(child)
         return child
 
@@ -208,7 +213,29 @@ class Supervisor:
             words = log.read_text(errors="replace").strip().splitlines()[-1:]
             raise StackFailed(f"The database could not be prepared: {' '.join(words)} (see {log})")
 
-    def _gateway_is_ready(self) -> bool:
+    def _wait_for_gateway(self, gateway: Child) -> None:
+        while True:
+            try:
+                self._wait_for(gateway, lambda: self._gateway_is_ready(gateway))
+                return
+            except StackFailed:
+                if not lost_its_port(gateway):
+                    raise
+            if self.options.port is not None:
+                raise port_in_use(self.options.host, self.options.port)
+            self._move(gateway)
+            gateway.start()
+
+    def _move(self, gateway: Child) -> None:
+        """Give the gateway another port: a program took ours after we had looked."""
+        port = choose_port(self.options.host, 0)
+        gateway.environment["SOUNDMILL_PORT"] = str(port)
+        self._publish(port=port)
+
+    def _gateway_is_ready(self, gateway: Child) -> bool:
+        """Whether our gateway is ready, and not that of another stack at the same port."""
+        if gateway.process is None or not listens(gateway.process.pid, self.state.port):
+            return False
         try:
             return httpx.get(f"{self.state.url}/ready", timeout=5, trust_env=False).is_success
         except httpx.HTTPError:
@@ -232,6 +259,10 @@ class Supervisor:
 
     def _keep_running(self) -> None:
         while not self.stop_requests:
+            for child in self.children:
+                if child.name == "gateway" and self.options.port is None and lost_its_port(child):
+                    with suppress(OSError):
+                        self._move(child)
             started = [child for child in self.children if child.keep_alive(self.say)]
             if started:
                 with suppress(OSError):
@@ -259,6 +290,20 @@ class Supervisor:
         remove_sockets(self.home, self.state)
         self.home.remove_state()
         self.say("stopped")
+
+
+def lost_its_port(gateway: Child) -> bool:
+    """Whether the gateway ended because its port was taken."""
+    return gateway.process is not None and gateway.process.poll() == os.EX_UNAVAILABLE
+
+
+def listens(pid: int, port: int) -> bool:
+    """Whether a process of ours listens on a TCP port."""
+    try:
+        connections = psutil.Process(pid).net_connections(kind="tcp")
+    except psutil.Error:
+        return False
+    return any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in connections)
 
 
 def worker_arguments(stage: Stage, name: str) -> list[str]:

@@ -111,7 +111,7 @@ def test_links_inside_an_archive_are_left_out(tmp_path: Path) -> None:
         archive.writestr(link, "/etc/passwd")
     listing = list_sources([path])
     assert [source.name for source in listing.sources] == ["good.wav"]
-    assert listing.skipped == {"links inside archives": 1}
+    assert listing.skipped == {"links inside an archive": 1}
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])

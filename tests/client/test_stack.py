@@ -121,6 +121,35 @@ def test_default_port_gives_way_but_a_port_asked_for_does_not() -> None:
     assert choose_port("127.0.0.1", None) > 0
 
 
+LOSES_ITS_PORT = """
+import sys
+from pathlib import Path
+from client import stack
+from client.home import Home
+
+look = stack.choose_port
+answers = [int(sys.argv[2])]  # a port that somebody takes right after it was free
+stack.choose_port = lambda host, port: answers.pop() if answers else look(host, port)
+stack.Supervisor(Home.at(Path(sys.argv[1])), stack.Options(workers=1), print).run()
+"""
+
+
+def test_gateway_moves_when_another_program_takes_its_port(tmp_path: Path, home: Home) -> None:
+    """The other program is the gateway of another stack, which answers just as ours would."""
+    other = current(home)
+    arguments = [sys.executable, "-c", LOSES_ITS_PORT, str(tmp_path), str(other.port)]
+    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL) as supervisor:
+        try:
+            mine = control.wait_until_ready(Home.at(tmp_path), supervisor)
+            assert mine.port != other.port
+            with Gateway(mine.url) as gateway:
+                gateway.create_job("mine")
+            with Gateway(other.url) as gateway:
+                assert list(gateway.jobs()) == []
+        finally:
+            supervisor.terminate()
+
+
 def test_stop_leaves_nothing_behind(home: Home) -> None:
     state = control.stop(home)
     assert processes_of(state.stack_id) == []
