@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import signal
+from scipy import fft
 
 from common.chunking import CHUNK_S, OVERLAP_S, CrossFader, chunks
 from common.resample import resample_blocks
@@ -28,12 +28,28 @@ MAX_CHANNELS_AT_ONCE = 4
 
 
 def high_pass(cutoff_hz: float, sample_rate: int) -> Array:
-    """Return the taps of a linear-phase high-pass, an odd number; Kaiser window."""
-    taps, beta = signal.kaiserord(STOPBAND_DB, TRANSITION_HZ / (0.5 * sample_rate))
-    middle_hz = cutoff_hz - 0.5 * TRANSITION_HZ
-    window = ("kaiser", beta)
-    design = signal.firwin(taps | 1, middle_hz, window=window, fs=sample_rate, pass_zero=False)
-    return np.asarray(design, np.float32)
+    """Return the taps of a linear-phase high-pass, an odd number.
+
+    Source: Kaiser 1974, "Nonrecursive digital filter design using the I0-sinh window function".
+    """
+    width = 2.0 * np.pi * TRANSITION_HZ / sample_rate  # radians per sample
+    half = int(np.ceil((STOPBAND_DB - 7.95) / (2.285 * width) / 2.0))
+    window = np.kaiser(2 * half + 1, 0.1102 * (STOPBAND_DB - 8.7))
+    middle = 2.0 * (cutoff_hz - 0.5 * TRANSITION_HZ) / sample_rate
+    low_pass = middle * np.sinc(middle * np.arange(-half, half + 1)) * window
+    low_pass /= low_pass.sum()
+    taps = -low_pass
+    taps[half] += 1.0
+    return taps.astype(np.float32)
+
+
+def filtered(waveform: Array, taps: Array) -> Array:
+    """Return (n,) filtered by symmetric taps, without delay; zeros outside."""
+    n, delay = len(waveform), len(taps) // 2
+    size = fft.next_fast_len(n + len(taps) - 1, real=True)
+    spectrum = fft.rfft(waveform, size) * fft.rfft(taps, size)
+    result: Array = fft.irfft(spectrum, size)[delay : delay + n]
+    return result
 
 
 class Widener:
@@ -70,10 +86,8 @@ class Widener:
             with torch.inference_mode():
                 top = self._model(waveforms.to(self._device), self._rate_in, self._rate_out)
             made[batch] = top.waveform.float().cpu().numpy()[:, :n]
-        if len(sounding):
-            made = signal.oaconvolve(made, self._taps[None], mode="full", axes=1)
-            delay = len(self._taps) // 2
-            made = np.ascontiguousarray(made[:, delay : delay + n], np.float32)
+        for channel in sounding:
+            made[channel] = filtered(made[channel], self._taps)
         return made
 
     def _kept(self, blocks: Iterable[Array]) -> Iterator[Array]:
