@@ -106,8 +106,8 @@ def process(loaded: LoadedSegmenter, item: StageInput) -> StageOutput:
     """
     params = item.params if isinstance(item.params, SegmentParams) else SegmentParams()
     mask_path, embedding_path = item.scratch / "mask.npz", item.scratch / "embedding.npz"
-    vectors = loaded.model.class_vectors.float().cpu().numpy()
-    biases = loaded.model.class_biases.float().cpu().numpy()
+    weights = loaded.model.class_weights()
+    vectors, biases = weights.vectors.cpu().numpy(), weights.biases.cpu().numpy()
     finder = RegionFinder(params)
     mask_sum = 0.0
     with (

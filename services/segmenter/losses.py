@@ -11,6 +11,7 @@ from services.segmenter.model import Segmenter
 
 SIDE_SHARE = 0.3
 CLASS_SHARE = 0.5
+PRESENCE_SHARE = 0.5
 
 
 class WeightedBceLoss(nn.Module):
@@ -50,6 +51,19 @@ class ClassLoss(nn.Module):
         return loss
 
 
+def presence_loss(logits: Tensor, class_mask: Tensor) -> Tensor:
+    """Return the cross-entropy, summed over classes, of which classes sound in each time cell.
+
+    Args:
+        logits: (B, K, cells).
+        class_mask: (B, K, f, t) in [0, 1], t a multiple of the cells.
+    """
+    n_cells = logits.shape[-1]
+    loudest = class_mask.amax(2).unflatten(-1, (n_cells, -1)).amax(-1)
+    target = (loudest > 0.5).to(logits.dtype)  # audible beside the rest in one band at least
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(1).mean()
+
+
 class SegmenterLoss(nn.Module):
     """The sum of all, by name; ``total`` is minimised.
 
@@ -80,7 +94,9 @@ class SegmenterLoss(nn.Module):
                 F.avg_pool2d(weight, 2)[..., ::2],
             ),
         }
-        shares = {"side": SIDE_SHARE, "class": CLASS_SHARE}
+        if found.presence_logits is not None:
+            losses["presence"] = presence_loss(found.presence_logits.float(), batch["class_mask"])
+        shares = {"side": SIDE_SHARE, "class": CLASS_SHARE, "presence": PRESENCE_SHARE}
         losses["total"] = sum(
             (shares.get(name, 1.0) * loss for name, loss in losses.items()), logits.new_zeros(())
         )

@@ -4,7 +4,8 @@ Sources:
 - Qin et al. 2020, "U^2-Net: going deeper with nested U-structure for salient object detection",
   sections 3.1 (residual U-blocks) and 3.2 (nested U, side outputs). We depart from it: five levels
   with dense 3x3 convolutions of 16 to 48 channels, nearest-neighbour upsampling, side outputs
-  judged on their own grids and dropped in service instead of fused.
+  judged on their own grids and dropped in service instead of fused. The coarsest level also learns
+  which classes sound at all.
 - Shi et al. 2016, "Real-time single image and video super-resolution using an efficient sub-pixel
   convolutional neural network", section 3.2: pixel shuffle, here at both ends.
 - Kong et al. 2018, "Recurrent pixel embedding for instance grouping", for masks as dot products of
@@ -35,6 +36,9 @@ from services.segmenter.config import (
 # The log power of quiet to loud recordings, brought to about [-2, 2].
 _LOG_CENTRE, _LOG_SCALE = -3.0, 5.0
 
+_CLASS_GAIN = 4.0
+"""Class vectors are stored divided by this: the optimizer then moves them as fast as they need."""
+
 
 @dataclass(frozen=True)
 class Segmentation:
@@ -42,7 +46,17 @@ class Segmentation:
 
     mask_logits: Tensor  # (B, F, T)
     embedding: Tensor  # (B, D, f, ceil(T / 2)) in (-1, 1)
-    side_logits: tuple[Tensor, ...]  # (B, f / 2^i, t / 2^i), coarser and coarser; train mode only
+    # train mode only:
+    side_logits: tuple[Tensor, ...]  # (B, f / 2^i, t / 2^i), coarser and coarser
+    presence_logits: Tensor | None  # (B, K, t / 16): does a class sound at all
+
+
+@dataclass(frozen=True)
+class ClassWeights:
+    """Vectors (K, D) and biases (K,)."""
+
+    vectors: Tensor
+    biases: Tensor
 
 
 class ConvUnit(nn.Module):
@@ -124,8 +138,9 @@ class Segmenter(nn.Module):
         self.mask_head = nn.Conv2d(outer[0], SHUFFLE**2, 3, padding=1)
         self.embedding_head = nn.Conv2d(outer[0], config.embedding_dim, 1)
         self.side_heads = nn.ModuleList(nn.Conv2d(n, 1, 3, padding=1) for n in outer[1:])
+        self.presence_head = nn.Conv2d(outer[-1], len(config.labels), 1)
         self.class_vectors = nn.Parameter(torch.randn(len(config.labels), config.embedding_dim))
-        self.class_biases = nn.Parameter(torch.full((len(config.labels),), -4.0))
+        self.class_biases = nn.Parameter(torch.full((len(config.labels),), -4.0 / _CLASS_GAIN))
         nn.init.constant_(self.mask_head.bias, -1.5)
 
     def forward(self, features: Tensor) -> Segmentation:
@@ -138,6 +153,7 @@ class Segmenter(nn.Module):
             x = encoder(x if i == 0 else halved(x))  # (B, outer[i], f / 2^i, t / 2^i)
             skips.append(x)
         x = skips.pop()
+        presence = self.presence_head(x).amax(2) if self.training else None
         sides = [self._side(len(self.encoders) - 1, x)]
         for i in reversed(range(len(self.decoders))):
             skip = skips.pop()
@@ -150,12 +166,18 @@ class Segmenter(nn.Module):
             mask_logits[..., :n_frames],
             embedding[..., : -(-n_frames // SHUFFLE)],
             tuple(side for side in reversed(sides) if side is not None),
+            presence,
         )
+
+    def class_weights(self) -> ClassWeights:
+        """Return what turns an embedding into class logits: vectors . embedding + biases."""
+        return ClassWeights(_CLASS_GAIN * self.class_vectors, _CLASS_GAIN * self.class_biases)
 
     def class_logits(self, embedding: Tensor) -> Tensor:
         """Return (B, K, f, t) logits of an embedding (B, D, f, t)."""
-        logits = torch.einsum("kd,bdft->bkft", self.class_vectors, embedding)
-        return logits + self.class_biases[:, None, None]
+        weights = self.class_weights()
+        logits = torch.einsum("kd,bdft->bkft", weights.vectors, embedding)
+        return logits + weights.biases[:, None, None]
 
     def fuse(self) -> None:
         """Fold all normalisations for service. For eval mode; cannot be undone."""

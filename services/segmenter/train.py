@@ -30,6 +30,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="Wall-clock time to train.")] = 35.0,
     quick: Annotated[bool, typer.Option(help="Three minutes, to see it run.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder for decoded clips.")] = Path("runs/cache"),
+    start: Annotated[Path | None, typer.Option(help="Weights to go on from.")] = None,
     seed: int = 0,
     device: str = "cpu",
     threads: int = 1,
@@ -42,6 +43,8 @@ def main(
     cast = cast_of([clip for clip in clips if split_of(clip) == "train"])
     torch.manual_seed(seed)
     model = Segmenter(config).to(memory_format=torch.channels_last)
+    if start is not None:
+        checkpoint.restore(model, checkpoint.load(start))
     maker = ExampleMaker(bank, cast, config, seed)
     batches = BatchMaker(maker, config, BATCH_SIZE, seed=seed)
     fit_config = FitConfig(

@@ -32,7 +32,7 @@ from services.segmenter.data import (
     weights_of,
 )
 from services.segmenter.infer import LoadedSegmenter, load, process, segment, windows_of
-from services.segmenter.losses import ClassLoss, SegmenterLoss, WeightedBceLoss
+from services.segmenter.losses import ClassLoss, SegmenterLoss, WeightedBceLoss, presence_loss
 from services.segmenter.model import Segmenter, front_end
 from services.segmenter.regions import RegionFinder
 
@@ -111,6 +111,7 @@ def test_keeps_length(n_frames: int) -> None:
         assert found.mask_logits.shape == (2, MASK_BANDS, n_frames)
         assert found.embedding.shape == (2, 8, MASK_BANDS // 2, -(-n_frames // 2))
         assert found.side_logits == ()
+        assert found.presence_logits is None
         assert model.class_logits(found.embedding).shape[1] == len(model.config.labels)
     assert 300_000 < sum(weight.numel() for weight in model.parameters()) < 650_000
 
@@ -190,6 +191,14 @@ def test_class_loss_by_hand() -> None:
     target[0, 1] = 1.0
     # cross-entropy: 20 nats in both pixels; Dice: extent 2, no overlap, smoothed by 1: 1 - 1 / 3
     assert ClassLoss()(logits, target, weight).item() == pytest.approx(20.0 + 2.0 / 3.0, abs=1e-4)
+
+
+def test_presence_loss_by_hand() -> None:
+    class_mask = torch.zeros(1, 2, 3, 4)
+    class_mask[0, 1, 2, 3] = 0.9  # class 1 sounds in the second of two cells
+    logits = torch.tensor([[[0.0, 0.0], [-20.0, 20.0]]])
+    # class 0: ln 2 in both cells; class 1 is right
+    assert presence_loss(logits, class_mask).item() == pytest.approx(np.log(2.0), abs=1e-6)
 
 
 def scape_of(events: tuple[PlacedEvent, ...], background_label: str | None = None) -> Soundscape:
