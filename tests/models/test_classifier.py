@@ -14,22 +14,19 @@ import soundfile
 import torch
 
 from common import checkpoint
-from common.datasets import Clip, ClipBank
-from common.domain import ArtifactKind, Event
+from common.domain import ArtifactKind
 from common.errors import ArtifactInvalid, AudioEmpty, WeightsInvalid
 from common.labels import LABELS
 from common.masks import MaskReader, MaskWriter
 from common.params import ClassifyParams
-from common.soundscapes import PlacedEvent, Soundscape
 from common.stage_io import StageInput, StageOutput
 from services.classifier import infer
 from services.classifier.config import Config, median_segments
-from services.classifier.data import Batch, BatchMaker, Layer, MelBank, activity
+from services.classifier.data import Batch
 from services.classifier.events import find_events, snapped, spans_above, union_of
 from services.classifier.losses import PresenceLoss, ShareLoss
-from services.classifier.model import Hybrid, Scores
-from services.classifier.scoring import Counts, match_events, match_seconds, score_clips
-from services.classifier.train import ClassifierLosses, fit_event_shift, fit_temperature
+from services.classifier.model import Hybrid
+from services.classifier.train import ClassifierLosses
 
 SMALL = Config(channels=(8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
 RATE = SMALL.sample_rate
@@ -154,114 +151,6 @@ def test_presence_loss_by_hand() -> None:
     assert float(PresenceLoss()(logits, present)) == pytest.approx(wanted)
     weight = torch.tensor([[1.0, 0.0]])
     assert float(PresenceLoss()(logits, present, weight)) == pytest.approx(-math.log(0.75))
-
-
-def test_temperature_undoes_overconfidence() -> None:
-    torch.manual_seed(0)
-    honest = torch.randn(4000, 5)
-    truth = torch.distributions.Categorical(logits=honest * 2).sample()
-    once, twice = fit_temperature(honest, truth), fit_temperature(2 * honest, truth)
-    assert twice == pytest.approx(2 * once, rel=0.02)
-
-
-# Measures
-
-
-def test_clip_scores_by_hand() -> None:
-    confidence = np.array([[0.9, 0.1, 0.0, 0.0], [0.6, 0.3, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]])
-    scores = score_clips(confidence, np.array([0, 1, 0]), ["a", "b", "c", "d"])
-    assert scores.accuracy == pytest.approx(1 / 3)
-    assert scores.top3 == pytest.approx(2 / 3)
-    # a: 1 hit of 2 found and of 2 there; b: none; c and d do not occur
-    assert [(c.label, c.n, c.f1) for c in scores.classes] == [("a", 2, 0.5), ("b", 1, 0.0)]
-    assert scores.macro_f1 == pytest.approx(0.25)
-    # every confidence in its own bin: |0.9 - 1| + |0.6 - 0| + |0.4 - 0|
-    assert scores.ece == pytest.approx((0.1 + 0.6 + 0.4) / 3)
-
-
-def test_event_counts_by_hand() -> None:
-    truth = [Event("dog", 1.0, 2.0, 1.0), Event("siren", 0.0, 4.0, 1.0)]
-    found = [
-        Event("dog", 1.15, 2.4, 0.9),  # within the collar, offset within half the length
-        Event("siren", 0.3, 4.0, 0.9),  # begins too late
-        Event("rain", 0.0, 1.0, 0.9),
-    ]
-    counts = match_events(found, truth)
-    assert (counts.hits, counts.false_alarms, counts.misses) == (1, 2, 1)
-    assert counts.f1 == pytest.approx(0.4)
-    seconds = match_seconds(found, truth, 4.0)
-    # dog: 1 right (2 is wrong); siren: 4 right; rain: 1 wrong
-    assert (seconds.hits, seconds.false_alarms, seconds.misses) == (5, 2, 0)
-    assert Counts().f1 == 0.0
-
-
-def test_event_shift_finds_the_operating_point() -> None:
-    """A model that is sure enough only after 2 is added to its logits."""
-    n = 8 * RATE
-    segment = np.ones(RATE, np.float32)
-    event = PlacedEvent("dog", 2.0, 3.0, 10.0, segment, 2 * RATE, n)
-    scene = Soundscape(RATE, event.stem, np.zeros(n, np.float32), None, (event,))
-
-    class Timid(Hybrid):
-        def forward(self, logmel: torch.Tensor, mask: torch.Tensor | None = None) -> Scores:
-            logits = torch.full((1, len(LABELS), 100), -9.0)
-            logits[0, LABELS.index("dog"), 25:37] = -1.6
-            return Scores(logits[..., 0], logits, (logits[..., 0], logits[..., 0]))
-
-    assert fit_event_shift(Timid(SMALL), SMALL, [scene]) == pytest.approx(1.75)
-
-
-# Batches
-
-
-def test_activity_by_hand() -> None:
-    def power(*levels: float) -> np.ndarray:
-        return np.repeat(np.array(levels, np.float32), 8)[:, None] * np.ones((1, 64), np.float32)
-
-    layer = power(1.0, 0.5, 0.005, 0.0)  # a dog: on within 16 dB, off from 26 dB, between unknown
-    on, known = activity(layer, "dog", layer)
-    assert on.tolist() == [1, 1, 0, 0]
-    assert known.tolist() == [1, 1, 0, 1]
-    on, known = activity(layer, "dog", layer + power(0.0, 100.0, 0.0, 100.0))
-    assert on.tolist() == [1, 1, 0, 0]
-    assert known.tolist() == [1, 0, 0, 1]  # the second is drowned
-    assert Layer("dog", layer).label == "dog"
-
-
-@pytest.fixture
-def maker(tmp_path: Path) -> BatchMaker:
-    rng = np.random.default_rng(0)
-    clips = []
-    for n, label in enumerate(("dog", "rain", "speech", "siren", "speech")):
-        path = tmp_path / f"{n}.wav"
-        seconds = 0.3 if label == "speech" else 1.5
-        soundfile.write(path, 0.1 * rng.standard_normal(int(seconds * RATE)), RATE)
-        clips.append(Clip(path, label, "esc10", 1, "one", n))
-    bank = ClipBank.open(clips, tmp_path / "cache", RATE)
-    return BatchMaker(MelBank(bank, clips, SMALL), SMALL, seed=1)
-
-
-def test_batches_are_well_formed(maker: BatchMaker) -> None:
-    known = {LABELS.index(label) for label in ("dog", "rain", "speech", "siren")}
-    for segments in (1, 6, 32):
-        batch = maker.batch(24, segments)
-        assert batch.logmel.shape == (24, 64, 8 * segments)
-        assert batch.mask.shape == (24, 4, segments)
-        assert batch.segment_present.shape == batch.segment_weight.shape == (24, 20, segments)
-        for tensor in vars(batch).values():
-            assert tensor.isfinite().all()
-        for tensor in (batch.mask, batch.segment_present, batch.segment_weight):
-            assert 0.0 <= float(tensor.min()) <= float(tensor.max()) <= 1.0
-        assert set(batch.present.nonzero()[:, 1].tolist()) <= known
-        sums = batch.share.sum(1)
-        assert torch.isclose(sums, (batch.present.sum(1) > 0).float(), atol=1e-4).all()
-
-
-def test_same_seed_same_batches(maker: BatchMaker) -> None:
-    twin = BatchMaker(maker.mels, SMALL, seed=1)
-    for _ in range(3):
-        a, b = next(iter(maker)), next(iter(twin))
-        torch.testing.assert_close(a.logmel, b.logmel)
 
 
 # Events
