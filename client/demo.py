@@ -19,6 +19,8 @@ from client import demo_sounds as sounds
 from client.demo_sounds import Waveform
 
 SEED = 20_26
+AIR_DB = -40.0  # what every microphone hears out of doors
+ECHO_S = 0.4
 
 Maker = Callable[[np.random.Generator, int, float], Waveform]
 MAKERS: dict[str, Maker] = {
@@ -115,15 +117,18 @@ def render(scene: Scene, rng: np.random.Generator) -> Rendered:
     for channel in range(scene.channels):  # the background comes from all around
         bed = BACKGROUNDS[scene.background](rng, scene.rate, scene.duration_s)
         audio[:, channel] += bed[:n] * 10 ** (scene.background_db / 20)
+        air = sounds.shaped_noise(rng, scene.rate, scene.duration_s, 40, 15_000, 1.0)
+        audio[:, channel] += air[:n] * 10 ** (AIR_DB / 20)
     ends_s = []
     for placed in scene.placed:
         sound = MAKERS[placed.label](rng, scene.rate, placed.duration_s)
         start = round(placed.at_s * scene.rate)
+        ends_s.append(placed.at_s + sound.size / scene.rate)
+        sound = sounds.in_space(rng, scene.rate, sound, ECHO_S)
         sound = sound[: n - start] * 10 ** (placed.level_db / 20)
         left, right = np.cos(placed.pan * np.pi / 2), np.sin(placed.pan * np.pi / 2)
         gains = np.array([left, right]) if scene.channels == 2 else np.ones(1)
         audio[start : start + sound.size] += sound[:, None] * gains
-        ends_s.append(placed.at_s + sound.size / scene.rate)
     return Rendered(scene, np.clip(audio, -0.99, 0.99), tuple(ends_s))
 
 

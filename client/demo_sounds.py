@@ -163,9 +163,22 @@ def wind(rng: np.random.Generator, rate: int, duration_s: float) -> Waveform:
 
 
 def engine(rng: np.random.Generator, rate: int, duration_s: float) -> Waveform:
-    """A four-cylinder engine at idle: firing pulses near 27 Hz through an exhaust."""
+    """An engine at idle: uneven firing near 27 Hz through an exhaust, with a rattle."""
     revs = 27 * (1 + 0.03 * slow(rng, rate, duration_s, 0.8))
-    pulses = harmonics(revs, rate, [1 / k**0.8 for k in range(1, 40)])
-    hiss = 0.15 * shaped_noise(rng, rate, duration_s, 200, 3000, 1.0)
-    exhaust = [(90, 60, 1.0), (210, 120, 0.6), (480, 300, 0.2)]
-    return normalised(resonate(normalised(pulses) + hiss, rate, exhaust))
+    firing = 0.5 + 0.5 * np.sin(2 * np.pi * np.cumsum(revs) / rate)
+    uneven = 0.7 + 0.6 * slow(rng, rate, duration_s, 0.05)
+    pulses = harmonics(revs, rate, [1 / k**0.8 for k in range(1, 60)]) * uneven
+    rattle = shaped_noise(rng, rate, duration_s, 300, 9000, 1.2) * firing**4 * uneven
+    exhaust = [(90, 60, 1.0), (210, 120, 0.6), (480, 300, 0.3), (1400, 900, 0.1)]
+    return normalised(normalised(resonate(normalised(pulses), rate, exhaust)) + 0.25 * rattle)
+
+
+def in_space(rng: np.random.Generator, rate: int, x: Waveform, decay_s: float) -> Waveform:
+    """Add the echoes of a place: decaying noise, quieter and duller than the direct sound."""
+    tail = shaped_noise(rng, rate, decay_s, 100, 5000, 0.8)
+    tail *= np.exp(-6.9 * seconds(rate, decay_s)[: tail.size] / decay_s)
+    tail *= 0.35 / np.sqrt(np.sum(tail**2))
+    n = x.size + tail.size
+    echoes = np.fft.irfft(np.fft.rfft(x, n) * np.fft.rfft(tail, n), n)
+    echoes[: x.size] += x
+    return normalised(echoes)
