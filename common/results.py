@@ -78,7 +78,10 @@ def events_csv(found: Events) -> str:
     writer.writerow(CSV_COLUMNS)
     for event in found.events:
         writer.writerow(
-            (event.label, *(f"{x:.3f}" for x in (event.onset_s, event.offset_s, event.confidence)))
+            (
+                _one_line(event.label),
+                *(f"{x:.3f}" for x in (event.onset_s, event.offset_s, event.confidence)),
+            )
         )
     return text.getvalue()
 
@@ -86,7 +89,7 @@ def events_csv(found: Events) -> str:
 def audacity_labels(found: Events) -> str:
     """Return events as a label track of Audacity."""
     return "".join(
-        f"{event.onset_s:.6f}\t{event.offset_s:.6f}\t{' '.join(event.label.split())}\n"
+        f"{event.onset_s:.6f}\t{event.offset_s:.6f}\t{_one_line(event.label)}\n"
         for event in found.events
     )
 
@@ -130,6 +133,10 @@ def _manifest_stage(run: Mapping[str, Any], recording: Mapping[str, Any]) -> dic
             if artifact["stage"] == run["stage"]
         ],
     }
+
+
+def _one_line(label: str) -> str:
+    return " ".join(label.split())
 
 
 def _json(document: Mapping[str, Any]) -> str:

@@ -8,13 +8,14 @@ slow store slows the sender down.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
-from anyio import CapacityLimiter, from_thread, move_on_after, to_thread
+from anyio import CancelScope, CapacityLimiter, from_thread, move_on_after, to_thread
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -36,59 +37,13 @@ MAX_EPILOGUE_READS = 16
 T = TypeVar("T")
 
 
-@dataclass
-class Body:
-    """The body of a request, read in order from one thread.
-
-    Raises, from ``read``:
-        ClientDisconnect: the sender went away before the end.
-        Problem: nothing arrived for ``STALLED_AFTER_S``.
-    """
-
-    request: Request
-    size_bytes: int = 0  # that have arrived
-
-    def __post_init__(self) -> None:
-        self._chunks = self.request.stream()
-        self._rest = b""
-
-    def read(self, size: int, /) -> bytes:
-        """Return at least one byte and at most ``size``; ``b""`` at the end."""
-        if not self._rest:
-            self._rest = from_thread.run(self._next)
-        block, self._rest = self._rest[:size], self._rest[size:]
-        return block
-
-    async def drain(self) -> None:
-        """Take in a bounded part of what was not read.
-
-        A sender that is cut off in the middle rarely looks at the answer that was sent to it.
-        """
-        drained = 0
-        with move_on_after(MAX_DRAIN_S):
-            while drained < MAX_DRAIN_BYTES and (chunk := await self._next()):
-                drained += len(chunk)
-
-    async def _next(self) -> bytes:
-        with move_on_after(STALLED_AFTER_S):
-            while not (chunk := await anext(self._chunks, None)):
-                if chunk is None:
-                    return b""
-            self.size_bytes += len(chunk)
-            return chunk
-        raise Problem(
-            HTTPStatus.REQUEST_TIMEOUT,
-            "upload_stalled",
-            f"Nothing arrived for {STALLED_AFTER_S:.0f} s.",
-            {"Connection": "close"},
-        )
-
-
 class Receiver:
     """Runs the storing of bodies in threads of its own, so that slow senders block no one else."""
 
     def __init__(self) -> None:
         self._limiter = CapacityLimiter(MAX_UPLOADS_AT_ONCE)
+        self._waiting: set[CancelScope] = set()
+        self._closing = False
 
     async def run(self, body: Body, store: Callable[[Body], T]) -> T:
         """Return ``store(body)``, called in a thread; on an error, take in the rest first."""
@@ -99,6 +54,71 @@ class Receiver:
         except Exception:
             await body.drain()
             raise
+
+    def close(self) -> None:
+        """Take in nothing more: bodies that are not whole by now never will be."""
+        self._closing = True
+        for scope in self._waiting:
+            scope.cancel()
+
+    async def wait_for(self, chunks: AsyncIterator[bytes]) -> bytes:
+        """Return the next bytes that arrive; ``b""`` at the end.
+
+        Raises:
+            Problem: nothing arrived for too long, or the process is about to end.
+        """
+        if not self._closing:
+            with move_on_after(STALLED_AFTER_S) as scope:
+                self._waiting.add(scope)
+                try:
+                    while (chunk := await anext(chunks, None)) is not None:
+                        if chunk:
+                            return chunk
+                    return b""
+                finally:
+                    self._waiting.discard(scope)
+        headers = {"Connection": "close"}
+        if self._closing:
+            status = HTTPStatus.SERVICE_UNAVAILABLE
+            raise Problem(status, "shutting_down", "This process is about to end.", headers)
+        detail = f"Nothing arrived for {STALLED_AFTER_S:.0f} s."
+        raise Problem(HTTPStatus.REQUEST_TIMEOUT, "upload_stalled", detail, headers)
+
+
+class Body:
+    """The body of a request, read in order from one thread.
+
+    Raises, from ``read``:
+        ClientDisconnect: the sender went away before the end.
+        Problem: see ``Receiver.wait_for``.
+    """
+
+    def __init__(self, request: Request, receiver: Receiver) -> None:
+        self.size_bytes = 0  # that have arrived
+        self._receiver = receiver
+        self._chunks = request.stream()
+        self._rest = b""
+
+    def read(self, size: int, /) -> bytes:
+        """Return at least one byte and at most ``size``; ``b""`` at the end."""
+        if not self._rest:
+            self._rest = from_thread.run(self._receiver.wait_for, self._chunks)
+            self.size_bytes += len(self._rest)
+        block, self._rest = self._rest[:size], self._rest[size:]
+        return block
+
+    async def drain(self) -> None:
+        """Take in a bounded part of what was not read.
+
+        A sender that is cut off in the middle rarely looks at the answer that was sent to it.
+        """
+        drained = 0
+        with suppress(Problem, ClientDisconnect), move_on_after(MAX_DRAIN_S):
+            while drained < MAX_DRAIN_BYTES:
+                chunk = await self._receiver.wait_for(self._chunks)
+                if not chunk:
+                    return
+                drained += len(chunk)
 
 
 @dataclass

@@ -118,7 +118,7 @@ async def post_job(request: Request, response: Response, around: Around) -> JobO
     """Create an open job (JSON), or a whole job with its recordings (form)."""
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
-    body = Body(request)
+    body = Body(request, around.receiver)
     if media_type == FORM:
         take: Callable[[Body], str] = partial(around.taker.take_form, content_type=content_type)
     elif media_type == "application/json":
@@ -147,7 +147,7 @@ async def post_recording(
 ) -> RecordingFacts:
     """Add the body, as it is, to an open job. Work on it begins at once."""
     limit = around.settings.max_upload_bytes
-    body = Body(request)
+    body = Body(request, around.receiver)
     if int(request.headers.get("content-length", "0")) > limit:
         raise too_large(limit)
     take = partial(around.taker.take_recording, job_id=job_id, name=name, sha256=x_content_sha256)

@@ -120,7 +120,8 @@ def install(app: FastAPI) -> None:
 def _handle(request: Request, error: Exception) -> Response:
     problem = _as_problem(error)
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        log.warning("request failed", code=problem.code, detail=str(problem), exc_info=error)
+        cause = None if isinstance(error, Problem) else error
+        log.warning("request failed", code=problem.code, detail=str(problem), exc_info=cause)
     return respond(request, problem)
 
 
