@@ -11,6 +11,10 @@ from dataclasses import dataclass
 
 from common.labels import LABELS
 
+RECOGNISER_FILE = "recogniser.safetensors"
+INPAINTER_FILE = "inpainter.safetensors"
+"""The files in the folder of weights."""
+
 MASK_TOUCH = 0.3
 """Removal mask from which a bin is changed at all."""
 MASK_REPLACE = 0.8

@@ -31,7 +31,9 @@ from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput
 from services.restorer.config import (
     BUFFER_SAMPLES,
     CONTEXT_S,
+    INPAINTER_FILE,
     MAX_PASSES,
+    RECOGNISER_FILE,
     REGION_MARGIN_S,
     WINDOW_S,
     InpainterConfig,
@@ -50,8 +52,6 @@ from services.restorer.spectrum import Grid
 from services.restorer.stream import Change, Tape, WindowRestorer, cut, restore_stream
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights"
-RECOGNISER_FILE = "recogniser.safetensors"
-INPAINTER_FILE = "inpainter.safetensors"
 
 BLOCK_S = 10.0
 
@@ -129,6 +129,7 @@ def load(device: str, weights: Path = DEFAULT_WEIGHTS) -> LoadedRestorer:
     for model, file in zip(models, files, strict=True):
         checkpoint.restore(model, file)
         model.to(device).eval().requires_grad_(False)
+    inpainter.to(memory_format=torch.channels_last)  # a quarter less time on a CPU
     digest = hashlib.sha256("".join(file.digest for file in files).encode()).hexdigest()
     return LoadedRestorer(recogniser, inpainter, device, digest)
 

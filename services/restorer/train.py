@@ -5,19 +5,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from torch import Tensor
+from torch import Tensor, nn
 
 from common import checkpoint
-from common.datasets import ClipBank, clips_of
+from common.datasets import Clip, ClipBank, clips_of
 from common.training import FitConfig, fit
-from services.restorer.config import InpainterConfig, RecogniserConfig
+from services.restorer.config import (
+    INPAINTER_FILE,
+    RECOGNISER_FILE,
+    InpainterConfig,
+    RecogniserConfig,
+)
 from services.restorer.data import (
     MAX_EVENTS_INPAINTING,
     InpaintBatch,
@@ -81,47 +86,65 @@ def fit_threshold(recogniser: Recogniser, bank: ClipBank, n_soundscapes: int) ->
     return threshold
 
 
-def train_recogniser(
-    bank: ClipBank, data: Path, out: Path, runs: Path, minutes: float, seed: int, quick: bool
-) -> None:
+@dataclass(frozen=True)
+class Run:
+    """What both trainings are told. ``start``: a folder of weights to begin with, or None."""
+
+    bank: ClipBank
+    clips: list[Clip]
+    out: Path
+    folder: Path
+    start: Path | None
+    minutes: float
+    seed: int
+
+    def begin(self, model: nn.Module, name: str) -> None:
+        """Put the weights to begin with into a model, if there are any."""
+        if self.start is not None:
+            checkpoint.restore(model, checkpoint.load(self.start / name))
+
+
+def train_recogniser(run: Run, n_validation: int) -> None:
     """Train the recogniser, fit its threshold, write ``recogniser.safetensors``."""
     config = RecogniserConfig()
-    pool = SoundscapePool(bank, clips_of(data, "train"), seed)
-    torch.manual_seed(seed)
+    pool = SoundscapePool(run.bank, run.clips, run.seed)
+    torch.manual_seed(run.seed)
+    model = Recogniser(config)
+    run.begin(model, RECOGNISER_FILE)
     result = fit(
-        Recogniser(config),
-        recogniser_batches(pool, BATCH_RECOGNISER, seed),
-        RecogniserLosses(seed),
-        FitConfig(STEPS_UNBOUNDED, lr=2e-3, minutes=minutes, ema_decay=0.995, seed=seed),
-        runs / "recogniser",
+        model,
+        recogniser_batches(pool, BATCH_RECOGNISER, run.seed),
+        RecogniserLosses(run.seed),
+        FitConfig(STEPS_UNBOUNDED, lr=2e-3, minutes=run.minutes, ema_decay=0.995, seed=run.seed),
+        run.folder / "recogniser",
     )
-    threshold = fit_threshold(result.ema_model, bank, 20 if quick else 80)
+    threshold = fit_threshold(result.ema_model, run.bank, n_validation)
     fitted = replace(config, threshold=threshold)
-    checkpoint.save(out / "recogniser.safetensors", asdict(fitted), result.ema_model)
+    checkpoint.save(run.out / RECOGNISER_FILE, asdict(fitted), result.ema_model)
 
 
-def train_inpainter(
-    bank: ClipBank, data: Path, out: Path, runs: Path, minutes: float, seed: int
-) -> None:
+def train_inpainter(run: Run) -> None:
     """Train the inpainter, write ``inpainter.safetensors``."""
     config = InpainterConfig()
-    pool = SoundscapePool(bank, clips_of(data, "train"), seed + 1, max_events=MAX_EVENTS_INPAINTING)
-    torch.manual_seed(seed)
+    pool = SoundscapePool(run.bank, run.clips, run.seed + 1, max_events=MAX_EVENTS_INPAINTING)
+    torch.manual_seed(run.seed)
+    model = Inpainter(config)
+    run.begin(model, INPAINTER_FILE)
     result = fit(
-        Inpainter(config),
-        inpaint_batches(pool, BATCH_INPAINTER, seed),
+        model,
+        inpaint_batches(pool, BATCH_INPAINTER, run.seed),
         InpainterLosses(),
         FitConfig(
             STEPS_UNBOUNDED,
             lr=8e-4,
-            minutes=minutes,
+            minutes=run.minutes,
             ema_decay=0.99,
             grad_clip=1.0,
-            seed=seed,
+            seed=run.seed,
         ),
-        runs / "inpainter",
+        run.folder / "inpainter",
     )
-    checkpoint.save(out / "inpainter.safetensors", asdict(config), result.ema_model)
+    checkpoint.save(run.out / INPAINTER_FILE, asdict(config), result.ema_model)
 
 
 def main(
@@ -129,6 +152,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the weights go.")],
     which: Annotated[Which, typer.Option(help="Which model.")] = Which.BOTH,
     minutes: Annotated[float, typer.Option(help="Training time of each model.")] = 15.0,
+    start: Annotated[Path | None, typer.Option(help="Folder of weights to begin with.")] = None,
     quick: Annotated[bool, typer.Option(help="Two minutes each, to see it run.")] = False,
     seed: Annotated[int, typer.Option()] = 0,
     cache: Annotated[Path, typer.Option(help="Decoded clips.")] = Path("runs/cache"),
@@ -136,13 +160,14 @@ def main(
 ) -> None:
     """Train one or both models of the restorer."""
     torch.set_num_threads(1)
-    minutes = 2.0 if quick else minutes
+    train = clips_of(data, "train")
     # one bank for both splits: the threshold is fitted on soundscapes of the validation split
-    bank = ClipBank.open(clips_of(data, "train") + clips_of(data, "validation"), cache)
+    bank = ClipBank.open(train + clips_of(data, "validation"), cache)
+    run = Run(bank, train, out, runs, start, 2.0 if quick else minutes, seed)
     if which in (Which.BOTH, Which.RECOGNISER):
-        train_recogniser(bank, data, out, runs, minutes, seed, quick)
+        train_recogniser(run, 20 if quick else 80)
     if which in (Which.BOTH, Which.INPAINTER):
-        train_inpainter(bank, data, out, runs, minutes, seed)
+        train_inpainter(run)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,13 @@ from common.params import RestoreParams
 from common.stage_io import StageInput, StageOutput
 from common.training import FitConfig, fit
 from services.restorer import infer
-from services.restorer.config import RAYLEIGH_LOG_STD, InpainterConfig, RecogniserConfig
+from services.restorer.config import (
+    INPAINTER_FILE,
+    RAYLEIGH_LOG_STD,
+    RECOGNISER_FILE,
+    InpainterConfig,
+    RecogniserConfig,
+)
 from services.restorer.fill import Expected, gain_of, restore_channel
 from services.restorer.infer import LoadedRestorer
 from services.restorer.listen import probabilities
@@ -550,12 +556,8 @@ def test_damaged_events_are_an_invalid_artifact(tmp_path: Path) -> None:
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
     before = _loaded(threshold=0.4)
-    checkpoint.save(
-        tmp_path / infer.RECOGNISER_FILE, asdict(before.recogniser.config), before.recogniser
-    )
-    checkpoint.save(
-        tmp_path / infer.INPAINTER_FILE, asdict(before.inpainter.config), before.inpainter
-    )
+    checkpoint.save(tmp_path / RECOGNISER_FILE, asdict(before.recogniser.config), before.recogniser)
+    checkpoint.save(tmp_path / INPAINTER_FILE, asdict(before.inpainter.config), before.inpainter)
     after = infer.load("cpu", tmp_path)
     assert after.recogniser.config == before.recogniser.config
     assert after.inpainter.config == before.inpainter.config
@@ -569,10 +571,8 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         infer.load("cpu", tmp_path)
     model = _loaded()
     config = asdict(replace(model.recogniser.config, hidden=5))
-    checkpoint.save(tmp_path / infer.RECOGNISER_FILE, config, model.recogniser)
-    checkpoint.save(
-        tmp_path / infer.INPAINTER_FILE, asdict(model.inpainter.config), model.inpainter
-    )
+    checkpoint.save(tmp_path / RECOGNISER_FILE, config, model.recogniser)
+    checkpoint.save(tmp_path / INPAINTER_FILE, asdict(model.inpainter.config), model.inpainter)
     with pytest.raises(WeightsInvalid):
         infer.load("cpu", tmp_path)
 
