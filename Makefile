@@ -43,7 +43,7 @@ env: $(ENV)  ## make the environment in .venv
 env-s3: $(S3_ENV)  ## make the environment of the S3 test server in .venv-s3
 
 $(ENV): pyproject.toml constraints.txt
-	deploy/make-env .venv $(BACKEND) -c constraints.txt -b constraints.txt -e '.[dev]'
+	deploy/make-env .venv $(BACKEND) -c constraints.txt -b constraints.txt -r deploy/tools.in -e '.[dev]'
 	@touch $@
 
 $(S3_ENV): deploy/constraints-s3.txt
