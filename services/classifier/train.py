@@ -77,17 +77,19 @@ def clip_logits(model: Hybrid, bank: ClipBank, clips: list[Clip], device: str) -
 def fit_temperature(logits: Tensor, truth: Tensor) -> float:
     """Return the temperature under which sigmoids fit best: least binary cross-entropy.
 
-    Source: Guo et al. 2017, "On calibration of modern neural networks", for sigmoids.
+    Source: Guo et al. 2017, "On calibration of modern neural networks", for sigmoids. Every class
+    counts the same, however many clips it has.
 
     Args:
         logits: (N, K).
         truth: (N,) class numbers.
     """
     present = torch.nn.functional.one_hot(truth, logits.shape[1]).float()
+    weight = (1.0 / present.sum(0).clamp_min(1.0))[truth][:, None].expand_as(present)
     loss = PresenceLoss()
 
     def nats(log_temperature: float) -> float:
-        return float(loss(logits / float(np.exp(log_temperature)), present))
+        return float(loss(logits / float(np.exp(log_temperature)), present, weight))
 
     found = minimize_scalar(nats, bounds=(-1.5, 1.5), method="bounded")
     return float(np.exp(found.x))
