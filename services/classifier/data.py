@@ -108,7 +108,7 @@ def activity(layer: Array, label: str, total: Array) -> tuple[Array, Array]:
     """
     levels = layer[:, RUMBLE_BANDS:].sum(1).reshape(-1, CELL_FRAMES).mean(1) + 1e-9
     totals = total[:, RUMBLE_BANDS:].sum(1).reshape(-1, CELL_FRAMES).mean(1) + 1e-9
-    top = np.quantile(levels, 0.95)
+    top = levels.max()
     below_db = DB * np.log(top / levels)
     if label in BACKGROUND_LABELS:
         near_db, far_db = 30.0, 45.0
