@@ -30,7 +30,9 @@ from services.enhancer.config import (
 
 Waveform = np.ndarray[Any, np.dtype[np.float32]]
 
-SOUNDSCAPE_S = 3.0
+SOUNDSCAPE_S = 5.0
+EXCERPT_S = 3.0
+"""What is trained on, from anywhere in a soundscape."""
 TRAINING_RATES_HZ = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000)
 CROP_SAMPLES = 28 * 1024
 RESAMPLING_MARGIN = 2048
@@ -77,12 +79,15 @@ def noisy_batches(
                 min_events=0 if noise_only else 1,
             )
             gain = np.float32(10.0 ** (rng.uniform(-20.0, 6.0) / 20.0))
-            mixtures.append(torch.from_numpy(scape.mixture * gain))
-            foregrounds.append(torch.from_numpy((scape.mixture - scape.background) * gain))
-        mixture, foreground = torch.stack(mixtures), torch.stack(foregrounds)
-        oracle = oracle_mask(front_end, foreground, mixture - foreground)
+            start = int(rng.integers(round((SOUNDSCAPE_S - EXCERPT_S) * scape.sample_rate) + 1))
+            excerpt = slice(start, start + round(EXCERPT_S * scape.sample_rate))
+            mixture, background = scape.mixture[excerpt], scape.background[excerpt]
+            mixtures.append(torch.from_numpy(mixture * gain))
+            foregrounds.append(torch.from_numpy((mixture - background) * gain))
+        mixed, wanted = torch.stack(mixtures), torch.stack(foregrounds)
+        oracle = oracle_mask(front_end, wanted, mixed - wanted)
         masks = [degraded(mask, rng) for mask in oracle.numpy()]
-        yield NoisyBatch(mixture, foreground, torch.from_numpy(np.stack(masks)))
+        yield NoisyBatch(mixed, wanted, torch.from_numpy(np.stack(masks)))
 
 
 @torch.no_grad()

@@ -32,8 +32,7 @@ from services.enhancer.config import (
     GeneratorConfig,
     widened_rate,
 )
-from services.enhancer.denoiser import Denoiser
-from services.enhancer.generator import Generator
+from services.enhancer.model import Denoiser, Generator
 from services.enhancer.suppress import Suppressor
 from services.enhancer.widen import Widener
 

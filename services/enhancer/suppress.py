@@ -25,8 +25,8 @@ from services.enhancer.config import (
     N_BANDS,
     OVERLAP_SAMPLES,
 )
-from services.enhancer.denoiser import Denoiser
 from services.enhancer.gains import GainApplier, GainSmoother, band_centres_hz
+from services.enhancer.model import Denoiser
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -43,10 +44,8 @@ from services.enhancer.data import (
     noisy_batches,
     wide_clips,
 )
-from services.enhancer.denoiser import Denoiser
 from services.enhancer.discriminator import Discriminator
 from services.enhancer.gains import band_weights
-from services.enhancer.generator import Generated, Generator, log_magnitude
 from services.enhancer.losses import (
     CompressedSpectrumLoss,
     FeatureMatchingLoss,
@@ -54,6 +53,7 @@ from services.enhancer.losses import (
     RelativisticDiscriminatorLoss,
     RelativisticGeneratorLoss,
 )
+from services.enhancer.model import Denoiser, Generated, Generator, log_magnitude
 
 BATCH_SIZE = 6
 MAX_STEPS = 1_000_000  # minutes end the schedule
@@ -175,7 +175,9 @@ def train_generator(clips: list[Clip], cache: Path, out: Path, minutes: float) -
     return [l1_path, gan_path]
 
 
-def fit_adversarially(generator: Generator, batches, minutes: float, folder: Path) -> Generator:
+def fit_adversarially(
+    generator: Generator, batches: Iterator[NarrowBatch], minutes: float, folder: Path
+) -> Generator:
     """Train ``generator`` against a new discriminator; return its moving average.
 
     The perceptual term is feature matching in the discriminator. Short enough not to be resumed.

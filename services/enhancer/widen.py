@@ -17,7 +17,7 @@ from scipy import fft
 
 from common.chunking import CHUNK_S, OVERLAP_S, CrossFader, chunks
 from common.resample import resample_blocks
-from services.enhancer.generator import Generator
+from services.enhancer.model import Generator
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -29,10 +29,8 @@ from services.enhancer.config import (
     GeneratorConfig,
 )
 from services.enhancer.data import bandwidth_hz, degraded, log_mel, narrowed, oracle_mask
-from services.enhancer.denoiser import Denoiser
 from services.enhancer.discriminator import Discriminator
 from services.enhancer.gains import GainApplier, GainSmoother, band_centres_hz, band_weights
-from services.enhancer.generator import Generator, log_magnitude
 from services.enhancer.losses import (
     CompressedSpectrumLoss,
     FeatureMatchingLoss,
@@ -40,6 +38,7 @@ from services.enhancer.losses import (
     RelativisticDiscriminatorLoss,
     RelativisticGeneratorLoss,
 )
+from services.enhancer.model import Denoiser, Generator, log_magnitude
 from services.enhancer.widen import Widener, high_pass
 
 SMALL_DENOISER = DenoiserConfig(channels=(8, 12, 16, 16), hidden=16)
