@@ -29,7 +29,7 @@ from client.process import (
     process as run_process,
 )
 from client.report import Report
-from client.sources import list_sources
+from client.sources import clean_name, list_sources
 from client.stack import Options, Supervisor
 from common.domain import Priority, Stage
 from common.errors import SoundmillError
@@ -166,7 +166,7 @@ def process(
     with told_plainly():
         listing = list_sources(paths)
         request = Request(
-            name=name or paths[0].absolute().name or "recordings",
+            name=name or clean_name(paths[0].resolve().stem),
             priority=priority,
             stages=stage or list(Stage),
             params=read_params(params, remove),

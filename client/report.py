@@ -16,7 +16,7 @@ from rich.text import Text
 from client.api import Job, Run
 from client.fetch import Fetched
 from client.submit import NotSent
-from common.domain import RunState, Stage
+from common.domain import TERMINAL_STATES, RunState, Stage
 
 MOST_ROWS = 20
 MOST_FAILURES = 20
@@ -25,14 +25,15 @@ WIDE = 96  # columns from which the stages are written out
 
 @dataclass(frozen=True)
 class Marks:
-    """How success and failure look in the table; everything else is a dash."""
+    """How states look in the table; what was left out is a dash."""
 
     good: str
     bad: str
+    waiting: str
 
 
-MARKS = Marks("✓", "✗")
-PLAIN_MARKS = Marks("ok", "NO")
+MARKS = Marks("✓", "✗", "…")
+PLAIN_MARKS = Marks("ok", "NO", "..")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Row:
     @property
     def succeeded(self) -> bool:
         return not self.error and set(self.states.values()) <= {RunState.SUCCEEDED}
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether some stage has not ended and none has failed."""
+        return not self.error and not set(self.states.values()) <= TERMINAL_STATES
 
 
 @dataclass
@@ -84,7 +90,7 @@ class Report:
 
     @property
     def failures(self) -> list[Row]:
-        return [row for row in self.rows if not row.succeeded]
+        return [row for row in self.rows if not row.succeeded and not row.is_waiting]
 
     @property
     def audio_s(self) -> float:
@@ -109,7 +115,7 @@ class Report:
             "state": self.job.state,
             "folder": str(self.folder),
             "recordings": [asdict(row) | {"succeeded": row.succeeded} for row in self.rows],
-            "succeeded": len(self.rows) - len(self.failures),
+            "succeeded": sum(row.succeeded for row in self.rows),
             "failed": len(self.failures),
             "audio_s": self.audio_s,
             "elapsed_s": self.elapsed_s,
@@ -144,13 +150,18 @@ class Report:
             rest = len(self.rows) - MOST_ROWS
             console.print(f"... and {rest} more: all of them are in recordings.csv")
         for row in self.failures[:MOST_FAILURES]:
-            console.print(Text(f"failed: {row.name}: {row.error or 'not finished'}", style="red"))
+            console.print(Text(f"failed: {row.name}: {row.error}", style="red"))
         if len(self.failures) > MOST_FAILURES:
             console.print(f"... and {len(self.failures) - MOST_FAILURES} more failed")
-        good = len(self.rows) - len(self.failures)
-        took = f"{hours(self.audio_s)} of audio in {hours(self.elapsed_s)}"
-        console.print(f"\n{good} of {len(self.rows)} recordings succeeded in every stage; {took}.")
-        console.print(f"Speed: {self.speed:.1f} audio hours processed per hour.")
+        good = sum(row.succeeded for row in self.rows)
+        took = f"; {hours(self.audio_s)} of audio in {hours(self.elapsed_s)}"
+        ended = took if self.job.is_finished else ""
+        console.print(f"\n{good} of {len(self.rows)} recordings succeeded in every stage{ended}.")
+        if self.job.is_finished:
+            console.print(f"Speed: {self.speed:.1f} audio hours processed per hour.")
+        else:
+            waiting = sum(row.is_waiting for row in self.rows)
+            console.print(f"The job goes on: {waiting} recordings are not through yet.")
         console.print(Text(f"Results: {self.folder}/"), soft_wrap=True)
 
     def _table(self, console: Console) -> Table:
@@ -176,15 +187,15 @@ def mark(state: str, marks: Marks) -> Text:
         return Text(marks.good, style="green")
     if state in (RunState.FAILED, RunState.QUARANTINED):
         return Text(marks.bad, style="red")
-    return Text("-", style="dim")
+    is_waiting = bool(state) and state not in TERMINAL_STATES
+    return Text(marks.waiting if is_waiting else "-", style="dim")
 
 
 def first_error(runs: list[Run]) -> str:
     """Return what went wrong first, in words. Stages come in the order of the pipeline."""
     for run in runs:
-        if run.state is not RunState.SUCCEEDED and run.state is not RunState.SKIPPED:
-            reason = run.error_detail or run.error_code or run.state
-            return f"{run.stage}: {reason}"
+        if run.state in (RunState.FAILED, RunState.QUARANTINED, RunState.CANCELLED):
+            return f"{run.stage}: {run.error_detail or run.error_code or run.state}"
     return ""
 
 

@@ -163,6 +163,15 @@ def test_report_names_every_failure_and_its_reason(tmp_path: Path) -> None:
     assert what.as_json()["failed"] == 2
 
 
+def test_job_that_goes_on_is_no_failure(tmp_path: Path) -> None:
+    what = report(tmp_path)
+    what.job = what.job.model_copy(update={"state": JobState.CLOSED, "finished_at": None})
+    rows = [recording("siren.wav"), recording("next.wav", RunState.RUNNING, kinds=())]
+    fetch_all(gateway(), rows, tmp_path, what.add)
+    assert what.failures == []
+    assert "1 recordings are not through yet" in printed(what)
+
+
 def test_long_report_shows_the_first_rows(tmp_path: Path) -> None:
     what = report(tmp_path)
     fetch_all(gateway(), [recording(f"{k:03}.wav") for k in range(50)], tmp_path, what.add)
