@@ -86,6 +86,17 @@ class Case:
     regions: tuple[Event, ...]
 
     @property
+    def alone(self) -> bool:
+        """Whether no event of another label reaches into the regions."""
+        return not any(
+            event.label != self.label
+            and event.onset_s < region.offset_s + REGION_MARGIN_S
+            and event.offset_s > region.onset_s - REGION_MARGIN_S
+            for event in self.scape.events
+            for region in self.regions
+        )
+
+    @property
     def inside(self) -> np.ndarray:
         """Samples (n,) that a frame in a region, or in its margins, may change."""
         result = np.zeros(len(self.rest), bool)
@@ -142,6 +153,7 @@ class Scores:
         )
         self.rows.append(
             {
+                "alone": float(case.alone),
                 "si_sdr_gain_db": gained,
                 "damage_snr_db": damage_snr_db(output, mixture, ~inside),
                 **asdict(distance),
@@ -158,6 +170,10 @@ class Scores:
                 result["damage_snr_min_db"] = float(values.min())
             else:
                 result[name] = float(np.nanmean(values))
+        alone = [row["si_sdr_gain_db"] for row in self.rows if row["alone"]]
+        gains = [row["si_sdr_gain_db"] for row in self.rows]
+        result["si_sdr_gain_median_db"] = float(np.median(gains))
+        result["si_sdr_gain_alone_db"] = float(np.mean(alone)) if alone else float("nan")
         return result
 
 
