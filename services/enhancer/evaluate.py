@@ -1,8 +1,9 @@
 """Measures the enhancer on the test split: ``python -m services.enhancer.evaluate --data DIR``.
 
 Noise suppression: urban events over air conditioning and idling engines at 0, 5 and 10 dB, from a
-fold no model has seen; SI-SDR improvement. Widening: clips of an unseen fold from 16 and 8 kHz to
-44.1 kHz; log-spectral distance and SNR. Speed: seconds of one core per second of audio.
+fold no model has seen, and soundscapes of unseen clips; SI-SDR improvement. Widening: clips of an
+unseen fold from 16 and 8 kHz to 44.1 kHz; log-spectral distance and SNR. Speed: seconds of one core
+per second of audio.
 
 With ``--export`` the mixtures are written as files instead; masks that the real segmenter makes of
 them are then read with ``--masks``.
@@ -26,6 +27,7 @@ from common.audio import AudioWriter
 from common.datasets import Clip, ClipBank, clips_of, load_clips
 from common.errors import ArtifactInvalid
 from common.masks import MaskReader
+from common.soundscapes import cast_of, make_soundscape
 from services.enhancer import peers
 from services.enhancer.config import ANALYSIS_RATE_HZ, CD_RATE_HZ, GAIN_HOP_S, WEIGHTS
 from services.enhancer.data import degraded, log_mel, oracle_mask, wide_clips
@@ -48,10 +50,10 @@ RATES_IN_HZ = (16_000, 8_000)
 
 @dataclass(frozen=True)
 class Mixture:
-    """``mixture`` (n,) at 32 kHz is ``foreground`` (n,) plus noise at ``snr_db``."""
+    """``mixture`` (n,) at 32 kHz is ``foreground`` (n,) plus noise. ``group``: a table's column."""
 
     name: str
-    snr_db: int
+    group: str
     mixture: Waveform
     foreground: Waveform
 
@@ -86,7 +88,19 @@ def mixtures(bank: ClipBank, clips: list[Clip], n: int) -> Iterator[Mixture]:
             mixture = event + noise * np.float32(ratio)
             scale = np.float32(0.5 / np.abs(mixture).max())
             name = f"mix{index:03d}_{snr_db:02d}db"
-            yield Mixture(name, snr_db, mixture * scale, event * scale)
+            yield Mixture(name, f"{snr_db} dB", mixture * scale, event * scale)
+
+
+def soundscapes(bank: ClipBank, clips: list[Clip], n: int) -> Iterator[Mixture]:
+    """Yield ``n`` fixed soundscapes of the test split, 1 to 4 events at -5 to 15 dB each."""
+    cast = cast_of(clips)
+    for index in range(n):
+        rng = np.random.default_rng([23, index])
+        scape = make_soundscape(
+            bank, cast.foreground, cast.background, rng, 5.0, max_events=4, snr_db=(-5.0, 15.0)
+        )
+        foreground = scape.mixture - scape.background
+        yield Mixture(f"scape{index:03d}", "soundscapes", scape.mixture, foreground)
 
 
 def _fitted(waveform: Waveform, samples: int, repeat: bool) -> Waveform:
@@ -112,10 +126,10 @@ def suppressed(loaded: LoadedEnhancer, mixture: Waveform, mask: Any) -> Waveform
 def suppression_table(
     loaded: LoadedEnhancer, made: list[Mixture], masks: dict[str, Path]
 ) -> dict[str, Table]:
-    """Return SI-SDR improvement in dB, mean and standard error, by method and SNR."""
+    """Return SI-SDR improvement in dB, mean and standard error, by method and group."""
     front_end = log_mel()
     rng = np.random.default_rng(21)
-    scores: dict[str, dict[int, list[float]]] = {}
+    scores: dict[str, dict[str, list[float]]] = {}
     plain: dict[str, Callable[[Waveform, Waveform], Waveform]] = {
         "Wiener": peers.wiener,
         "spectral gate": peers.spectral_gate,
@@ -139,10 +153,10 @@ def suppression_table(
                 results["ours, the segmenter's mask"] = suppressed(loaded, item.mixture, mask)
         for name, estimate in results.items():
             gained = peers.si_sdr_db(estimate, item.foreground) - before
-            scores.setdefault(name, {}).setdefault(item.snr_db, []).append(gained)
+            scores.setdefault(name, {}).setdefault(item.group, []).append(gained)
     return {
-        name: {f"{snr_db} dB": _summary(values) for snr_db, values in by_snr.items()}
-        for name, by_snr in scores.items()
+        name: {group: _summary(values) for group, values in by_group.items()}
+        for name, by_group in scores.items()
     }
 
 
@@ -246,7 +260,7 @@ def main(
     json_: Annotated[Path | None, typer.Option("--json", help="Where to write the tables.")] = None,
     weights: Annotated[Path, typer.Option(help="Folder of the weights files.")] = WEIGHTS,
     cache: Annotated[Path, typer.Option(help="Folder for decoded clips.")] = Path("runs/cache"),
-    n: Annotated[int, typer.Option(help="Mixtures per signal-to-noise ratio.")] = 60,
+    n: Annotated[int, typer.Option(help="Mixtures per column.")] = 60,
     export: Annotated[Path | None, typer.Option(help="Write the mixtures here and stop.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder with masks of them.")] = None,
     threads: Annotated[int, typer.Option(help="Processor threads.")] = 1,
@@ -256,7 +270,7 @@ def main(
     clips = clips_of(data, "test")
     # the bank of all clips, shared with training
     urban = ClipBank.open(load_clips(data), cache, ANALYSIS_RATE_HZ)
-    made = list(mixtures(urban, clips, n))
+    made = [*mixtures(urban, clips, n), *soundscapes(urban, clips, n)]
     if export is not None:
         export.mkdir(parents=True, exist_ok=True)
         for item in made:
@@ -270,7 +284,7 @@ def main(
     targets = wide_clips(wide, [clip for clip in clips if clip.dataset == "esc10"])
     report = {
         "weights_digest": loaded.digest,
-        "mixtures_per_snr": n,
+        "mixtures_per_column": n,
         "si_sdr_improvement_db": suppression_table(
             loaded, made, find_masks(masks, made) if masks else {}
         ),
