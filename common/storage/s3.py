@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import urllib3
 from minio import Minio
@@ -77,7 +78,7 @@ class S3Store:
             result = self._client.put_object(
                 self.bucket,
                 key,
-                source,  # type: ignore[arg-type]  # only its read is called
+                cast(BinaryIO, source),  # only its read is called
                 length=-1,
                 part_size=self._part_bytes,
                 num_parallel_uploads=1,

@@ -59,7 +59,7 @@ class HttpMetrics:
         )
         self.upload_bytes = Counter(
             "upload_bytes",
-            "Bytes of recordings that were stored.",
+            "Bytes of request bodies whose recordings were stored.",
             namespace=NAMESPACE,
             registry=registry,
         )

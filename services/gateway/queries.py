@@ -29,8 +29,10 @@ from services.gateway.schemas import (
     RunBrief,
     RunOut,
 )
+from services.gateway.walks import recordings_with_runs
 
 PIPELINE = list(Stage)
+MAX_POSITION_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -80,19 +82,13 @@ def list_recordings(
     """
     if session.get(Job, job_id) is None:
         raise NotFound(f"no job {job_id}")
-    query = select(Recording).where(Recording.job_id == job_id)
-    if cursor is not None:
-        position = _decode_cursor(cursor)
-        if not position.isdecimal() or len(position) > 9:
-            raise _bad_cursor()
-        query = query.where(Recording.position > int(position))
+    after = -1 if cursor is None else _decode_position(cursor)
+    query = select(Recording).where(Recording.job_id == job_id, Recording.position > after)
     if state is not None or stage is not None:
-        runs = select(StageRun.id).where(StageRun.recording_id == Recording.id)
-        if state is not None:
-            runs = runs.where(StageRun.state == state.value)
-        if stage is not None:
-            runs = runs.where(StageRun.stage == stage.value)
-        query = query.where(runs.exists())
+        states = [state] if state else list(RunState)
+        stages = [stage] if stage else PIPELINE
+        walk = recordings_with_runs(job_id, states, after, limit + 1, stages).subquery()
+        query = query.join(walk, walk.c.recording_id == Recording.id)
     found = session.scalars(query.order_by(Recording.position).limit(limit + 1)).all()
     page = found[:limit]
     runs_of = _runs_of(session, page)
@@ -223,6 +219,13 @@ def _decode_cursor(cursor: str) -> str:
         return urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
     except (binascii.Error, ValueError) as error:
         raise _bad_cursor() from error
+
+
+def _decode_position(cursor: str) -> int:
+    position = _decode_cursor(cursor)
+    if not position.isdecimal() or len(position) > MAX_POSITION_DIGITS:
+        raise _bad_cursor()
+    return int(position)
 
 
 def _bad_cursor() -> Problem:

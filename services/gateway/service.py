@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.db import Attempt, DbNow, Job, Recording, StageRun, new_id
@@ -28,6 +28,7 @@ from common.errors import Conflict, NotFound
 from common.runs import release_downstream
 from common.storage import StoredObject
 from services.gateway.schemas import JobRequest
+from services.gateway.walks import recordings_with_runs
 
 ASSUMED_BYTES_PER_S = 44_100 * 2 * 2  # of CD audio; replaced once a recording is decoded
 BATCH_RECORDINGS = 500  # changed in one transaction when a whole job is
@@ -42,6 +43,14 @@ class Upload:
     recording_id: str
     name: str
     stored: StoredObject
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Recordings whose runs are changed in one transaction, and the position of the last."""
+
+    recordings: Sequence[str]
+    last: int | None
 
 
 def object_key(job_id: str, recording_id: str) -> str:
@@ -109,20 +118,18 @@ def cancel_job(sessions: Sessions, job_id: str) -> None:
         if job.state == JobState.COMPLETED:
             raise Conflict(f"job {job_id} has already completed")
         job.state = JobState.CANCELLED.value  # from here on nothing of it is dispatched
-    unfinished = [state.value for state in RunState if state not in TERMINAL_STATES]
-    while True:
+    unfinished = [state for state in RunState if state not in TERMINAL_STATES]
+    after: int | None = -1
+    while after is not None:
         with sessions.begin() as session:
             _lock_job(session, job_id)
-            recordings = _lock_recordings(session, _with_runs(job_id, unfinished))
-            if recordings:
-                _cancel_runs(session, recordings, unfinished)
-                continue
-            session.execute(
-                update(Job)
-                .where(Job.id == job_id, Job.finished_at.is_(None))
-                .values(finished_at=DbNow())
-            )
-            return
+            batch = _next_batch(session, job_id, unfinished, after)
+            _cancel_runs(session, batch.recordings, unfinished)
+            after = batch.last
+    with sessions.begin() as session:
+        job = _lock_job(session, job_id)
+        if job.finished_at is None:
+            job.finished_at = DbNow()
 
 
 def retry_job(sessions: Sessions, job_id: str) -> int:
@@ -135,24 +142,21 @@ def retry_job(sessions: Sessions, job_id: str) -> int:
         NotFound: no such job.
         Conflict: the job was cancelled.
     """
-    lost = [state.value for state in (RunState.FAILED, RunState.QUARANTINED, RunState.SKIPPED)]
+    lost = [RunState.FAILED, RunState.QUARANTINED, RunState.SKIPPED]
     retried = 0
-    with sessions() as session:
-        asked_at = session.scalar(select(DbNow()))
-    while True:
+    after: int | None = -1
+    while after is not None:
         with sessions.begin() as session:
             job = _lock_job(session, job_id)
             if job.state == JobState.CANCELLED:
                 raise Conflict(f"job {job_id} was cancelled")
-            # What fails again while this goes on is left alone.
-            before = StageRun.finished_at <= asked_at
-            recordings = _lock_recordings(session, _with_runs(job_id, lost).where(before))
-            if not recordings:
-                return retried
-            retried += _retry_runs(session, recordings, lost)
-            if job.state == JobState.COMPLETED:
+            batch = _next_batch(session, job_id, lost, after)
+            retried += _retry_runs(session, batch.recordings, lost)
+            if batch.recordings and job.state == JobState.COMPLETED:
                 job.state = JobState.CLOSED.value
                 job.finished_at = None
+            after = batch.last
+    return retried
 
 
 def _add_job(session: Session, job_id: str, request: JobRequest) -> Job:
@@ -233,32 +237,22 @@ def _close(job: Job) -> None:
     job.closed_at = DbNow()
 
 
-def _with_runs(job_id: str, states: Sequence[str]) -> Select[str]:
-    """Select the ids of recordings that have a run in one of ``states``."""
-    return (
-        select(StageRun.recording_id)
-        .where(StageRun.job_id == job_id, StageRun.state.in_(states))
-        .distinct()
-        .limit(BATCH_RECORDINGS)
-    )
+def _next_batch(session: Session, job_id: str, states: Sequence[RunState], after: int) -> _Batch:
+    """Return the next recordings that have a run in one of ``states``, their rows locked."""
+    found = session.execute(recordings_with_runs(job_id, states, after, BATCH_RECORDINGS)).all()
+    locked = session.scalars(
+        select(Recording.id)
+        .where(Recording.id.in_([row.recording_id for row in found]))
+        .order_by(Recording.id)
+        .with_for_update()
+    ).all()
+    return _Batch(locked, found[-1].position if found else None)
 
 
-def _lock_recordings(session: Session, which: Select[str]) -> list[str]:
-    ids = session.scalars(which).all()
-    return list(
-        session.scalars(
-            select(Recording.id)
-            .where(Recording.id.in_(ids))
-            .order_by(Recording.id)
-            .with_for_update()
-        )
-    )
-
-
-def _cancel_runs(session: Session, recordings: Sequence[str], states: Sequence[str]) -> None:
+def _cancel_runs(session: Session, recordings: Sequence[str], states: Sequence[RunState]) -> None:
     cancelled = session.scalars(
         update(StageRun)
-        .where(StageRun.recording_id.in_(recordings), StageRun.state.in_(states))
+        .where(StageRun.recording_id.in_(recordings), StageRun.state.in_([s.value for s in states]))
         .values(
             state=RunState.CANCELLED.value,
             finished_at=DbNow(),
@@ -276,7 +270,7 @@ def _cancel_runs(session: Session, recordings: Sequence[str], states: Sequence[s
     )
 
 
-def _retry_runs(session: Session, recordings: Sequence[str], states: Sequence[str]) -> int:
+def _retry_runs(session: Session, recordings: Sequence[str], states: Sequence[RunState]) -> int:
     """Block all lost runs of these recordings, then release those that have what they need."""
     alone = StageRun.state == RunState.QUARANTINED.value
     session.execute(
@@ -287,7 +281,7 @@ def _retry_runs(session: Session, recordings: Sequence[str], states: Sequence[st
     )
     changed = session.execute(
         update(StageRun)
-        .where(StageRun.recording_id.in_(recordings), StageRun.state.in_(states))
+        .where(StageRun.recording_id.in_(recordings), StageRun.state.in_([s.value for s in states]))
         .values(
             state=RunState.BLOCKED.value,
             next_attempt_at=0.0,

@@ -1,0 +1,50 @@
+"""Walks through the recordings of a job, a page at a time, at the same cost wherever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from sqlalchemy import Select, select, union_all
+
+from common.db import StageRun
+from common.domain import RunState, Stage
+
+
+def recordings_with_runs(
+    job_id: str,
+    states: Collection[RunState],
+    after: int,
+    limit: int,
+    stages: Collection[Stage] = tuple(Stage),
+) -> Select[str, int]:
+    """Select id and position of the next recordings that have a run in one of ``states``.
+
+    One short walk along the index for each stage and state, so that neither many matches nor few
+    make a page of a job with a million recordings slow.
+
+    Args:
+        after: The position after which to begin; -1 begins at the first recording.
+        limit: The most recordings to select.
+        stages: Of which stages the runs may be.
+    """
+    walks = [
+        select(StageRun.recording_id, StageRun.position)
+        .where(
+            StageRun.job_id == job_id,
+            StageRun.stage == stage.value,
+            StageRun.state == state.value,
+            StageRun.position > after,
+        )
+        .order_by(StageRun.position)
+        .limit(limit)
+        .subquery()
+        for stage in stages
+        for state in states
+    ]
+    found = union_all(*(select(walk.c.recording_id, walk.c.position) for walk in walks)).subquery()
+    return (
+        select(found.c.recording_id, found.c.position)
+        .distinct()
+        .order_by(found.c.position)
+        .limit(limit)
+    )
