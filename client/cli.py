@@ -166,7 +166,7 @@ def process(
     with told_plainly():
         listing = list_sources(paths)
         request = Request(
-            name=name or clean_name(paths[0].resolve().stem),
+            name=name or job_name(paths[0]),
             priority=priority,
             stages=stage or list(Stage),
             params=read_params(params, remove),
@@ -223,6 +223,12 @@ def read_params(path: Path | None, remove: list[str] | None) -> dict[str, Any]:
     if remove:
         params.setdefault("restore", {})["remove"] = remove
     return params
+
+
+def job_name(path: Path) -> str:
+    """Return a name for a job from the path that was given."""
+    path = path.resolve()
+    return clean_name(path.name if path.is_dir() else path.stem)
 
 
 def finish(report: Report, console: Console, as_json: bool) -> None:

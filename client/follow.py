@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -13,6 +15,7 @@ from common.domain import Stage
 
 POLL_S = 0.5
 LINE_EVERY_S = 5.0
+LOW_SPACE_BYTES = 20 * 1024**2
 
 
 def clock(seconds: float) -> str:
@@ -76,6 +79,10 @@ class Display:
             note = f"[red]{failed} failed[/red]" if failed else ""
             self._progress.update(self._bars[stage], completed=job.done(stage), note=note)
 
+    def warn(self, text: str) -> None:
+        """Print a line that stays above the bars."""
+        self._console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
+
     def _print_line(self, sent: int, job: Job) -> None:
         now = time.monotonic()
         if now < self._next_line_at and not job.is_finished:
@@ -92,9 +99,12 @@ class Display:
 class Follower:
     """Asks the gateway about a job now and then and hands the answer to a display."""
 
-    def __init__(self, gateway: Gateway, job: Job, display: Display) -> None:
+    def __init__(
+        self, gateway: Gateway, job: Job, display: Display, home: Path | None = None
+    ) -> None:
         self._gateway = gateway
         self._display = display
+        self._home = home  # of the stack on this machine, whose disk may fill up
         self._ask_again_at = 0.0
         self.job = job
 
@@ -105,6 +115,9 @@ class Follower:
             return
         self.job = self._gateway.job(self.job.id)
         self._display.update(sent, self.job)
+        if self._home is not None and shutil.disk_usage(self._home).free < LOW_SPACE_BYTES:
+            self._display.warn(f"The disk of {self._home} is full: work waits until there is room.")
+            self._home = None
         self._ask_again_at = time.monotonic() + POLL_S
 
     def until_finished(self, sent: int) -> Job:

@@ -53,6 +53,11 @@ class Place:
     keep: bool = False
 
     @property
+    def local_folder(self) -> Path | None:
+        """The home of the stack on this machine, None for a gateway elsewhere."""
+        return None if self.url else self.home.folder
+
+    @property
     def arguments(self) -> str:
         """Return the command-line options that lead back here."""
         if self.url:
@@ -113,7 +118,7 @@ def process(
         submission = Submission(len(listing.sources))
         try:
             with Display(console, len(listing.sources), stages) as display:
-                follower = Follower(gateway, job, display)
+                follower = Follower(gateway, job, display, place.local_folder)
                 try:
                     send_all(
                         gateway, job.id, listing, submission, lambda: follower.tick(submission.sent)
