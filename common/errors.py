@@ -76,6 +76,10 @@ class ArtifactInvalid(PermanentError):
     code = "artifact_invalid"
 
 
+class ObjectTooLarge(PermanentError):
+    code = "too_large"
+
+
 class TransientError(SoundmillError):
     """A retry can help."""
 
@@ -98,6 +102,14 @@ class DiskFull(Outage):
 
 class OutOfMemory(TransientError):
     code = "out_of_memory"
+
+
+class TimeLimitExceeded(TransientError):
+    code = "time_limit_exceeded"
+
+
+class InternalError(TransientError):
+    code = "internal_error"
 
 
 class NotFound(SoundmillError):

@@ -5,16 +5,33 @@ It leaves out augmentation, which belongs to the training code of each service.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+import warnings
 
-from common.mel import mel_filters
+import torch
+import torchaudio
+from torch import Tensor, nn
 
 ANALYSIS_RATE_HZ = 32_000
 """The sample rate that models look at; gains and removal work on the recording's own rate."""
 
 LOG_FLOOR = 1e-6
 """Added to the power before the logarithm: about 108 dB below a full-scale sine at n_fft 1024."""
+
+
+def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> Tensor:
+    """Return triangular filters (n_mels, n_fft // 2 + 1) that peak at 1, evenly spaced in mel.
+
+    Raises:
+        ValueError: if the spectrum is too coarse, so that a filter would see no bin at all.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # told below, as an error
+        filters: Tensor = torchaudio.functional.melscale_fbanks(
+            n_fft // 2 + 1, f_min, f_max, n_mels, sample_rate, norm=None, mel_scale="htk"
+        ).T
+    if not filters.any(dim=1).all():
+        raise ValueError(f"{n_mels} mel bands are too fine for n_fft {n_fft} at {sample_rate} Hz")
+    return filters.contiguous()
 
 
 class LogMel(nn.Module):
@@ -45,7 +62,7 @@ class LogMel(nn.Module):
         self.n_fft = n_fft
         self.hop_length = hop_length
         f_max = sample_rate / 2 if f_max is None else f_max
-        filters = torch.from_numpy(mel_filters(sample_rate, n_fft, n_mels, f_min, f_max))
+        filters = mel_filters(sample_rate, n_fft, n_mels, f_min, f_max)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
 

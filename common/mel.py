@@ -1,4 +1,4 @@
-"""The mel scale and its triangular filters. NumPy only, so that reading a mask needs no torch.
+"""The mel scale. NumPy only, so that reading a mask needs no torch.
 
 Source: O'Shaughnessy 1987, "Speech communication: human and machine", as the HTK Book 3.4 (section
 5.4) has it; the other common scale (Slaney's) is linear below 1 kHz and not used here.
@@ -36,22 +36,3 @@ def mel_edges_hz(n_mels: int, f_min: float, f_max: float) -> FloatArray:
 def mel_centres_hz(n_mels: int, f_min: float, f_max: float) -> FloatArray:
     """Return the (n_mels,) frequencies where the filters peak."""
     return mel_edges_hz(n_mels, f_min, f_max)[1:-1]
-
-
-def mel_filters(
-    sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float
-) -> npt.NDArray[np.float32]:
-    """Return triangular filters (n_mels, n_fft // 2 + 1) that peak at 1, evenly spaced in mel.
-
-    Raises:
-        ValueError: if the spectrum is too coarse, so that a filter would see no bin at all.
-    """
-    bins_hz = np.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
-    edges = mel_edges_hz(n_mels, f_min, f_max)
-    low, centre, high = (edges[i : i + n_mels, None] for i in range(3))
-    rising = (bins_hz - low) / (centre - low)
-    falling = (high - bins_hz) / (high - centre)
-    filters = np.clip(np.minimum(rising, falling), 0.0, None)
-    if not filters.any(axis=1).all():
-        raise ValueError(f"{n_mels} mel bands are too fine for n_fft {n_fft} at {sample_rate} Hz")
-    return filters.astype(np.float32)

@@ -31,7 +31,14 @@ from sqlalchemy.orm import Session, sessionmaker
 from common import logs, runs
 from common.db import make_engine, make_sessions
 from common.domain import ArtifactKind, Outcome, Stage
-from common.errors import DiskFull, OutOfMemory, SoundmillError, StaleFence, TransientError
+from common.errors import (
+    DiskFull,
+    InternalError,
+    OutOfMemory,
+    SoundmillError,
+    StaleFence,
+    TimeLimitExceeded,
+)
 from common.messages import ShardMessage
 from common.params import canonical, parse_params
 from common.runs import Claim, Measures, StoredArtifact
@@ -43,7 +50,7 @@ log = logs.get_logger(__name__)
 
 KEY_VERSION = "1"  # a part of every idempotency key: change it to forget all earlier results
 LEASE_RENEWALS = 3  # times a lease is renewed before it would expire
-RECORD_TRIES = 5
+RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before a transaction is tried again
 
 
 class LoadedModel(Protocol):
@@ -57,18 +64,7 @@ class LoadedModel(Protocol):
 
 
 Model = TypeVar("Model", bound=LoadedModel)
-
-
-class InternalError(TransientError):
-    """An error that nobody foresaw. Tried again, since many are flukes, then failed."""
-
-    code = "internal_error"
-
-
-class TimeLimitExceeded(TransientError):
-    """The shard took longer than the soft time limit."""
-
-    code = "time_limit_exceeded"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -109,8 +105,10 @@ def run_shard(
         process: Computes one recording; see ``common.stage_io``.
     """
     settings = around.settings
-    with around.sessions.begin() as session:
-        claims = runs.claim(session, message.shard_id, around.worker, settings.lease_s)
+    claims = _transact(
+        around,
+        lambda session: runs.claim(session, message.shard_id, around.worker, settings.lease_s),
+    )
     if not claims:
         log.info("stale shard ignored", shard_id=message.shard_id, stage=message.stage)
         return
@@ -140,7 +138,7 @@ def _run_claim(
     phases = Phases()
     model: Model | None = None
     try:
-        _record(around, lambda session: runs.start(session, claim))
+        _transact(around, lambda session: runs.start(session, claim))
         model = load()
         _run_model(around, claim, model, process, phases)
     except StaleFence as error:
@@ -152,7 +150,7 @@ def _run_claim(
         log.warning("attempt failed", code=known.code, detail=str(known), exc_info=error)
         measures = _measures(model, phases)
         try:
-            _record(
+            _transact(
                 around, lambda session: runs.fail(session, claim, known, measures, around.settings)
             )
         except StaleFence as stale:
@@ -178,7 +176,7 @@ def _run_model(
         )
         earlier = runs.find_reusable(session, key)
     if earlier is not None:
-        _record(
+        _transact(
             around,
             lambda session: runs.succeed(
                 session,
@@ -212,7 +210,7 @@ def _run_model(
                 for kind, file in output.files.items()
             ]
     measures = _measures(model, phases, output)
-    _record(
+    _transact(
         around,
         lambda session: runs.succeed(
             session,
@@ -302,23 +300,22 @@ def _give_up(around: Surroundings, waiting: list[Claim]) -> None:
     ends += [partial(runs.give_back, claim=claim, reason=error.code) for claim in rest]
     for end in ends:
         try:
-            _record(around, end)
+            _transact(around, end)
         except StaleFence as stale:
             log.warning("time limit not recorded", reason=str(stale))
 
 
-def _record(around: Surroundings, write: Callable[[Session], None]) -> None:
+def _transact(around: Surroundings, work: Callable[[Session], Result]) -> Result:
     """Run one transaction; try again when the database drops the connection or is busy."""
-    for remaining in reversed(range(RECORD_TRIES)):
+    for pause_s in RETRY_PAUSES_S:
         try:
             with around.sessions.begin() as session:
-                write(session)
-            return
+                return work(session)
         except DBAPIError as error:
-            if not remaining:
-                raise
-            log.warning("database write tried again", detail=str(error.orig))
-            time.sleep(2.0 ** (RECORD_TRIES - remaining - 2))  # 0.5 s to 4 s
+            log.warning("database transaction tried again", detail=str(error.orig))
+            time.sleep(pause_s)
+    with around.sessions.begin() as session:
+        return work(session)
 
 
 def _measures(

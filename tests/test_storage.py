@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import DiskFull, NotFound, StoreUnavailable
+from common.errors import DiskFull, NotFound, ObjectTooLarge, StoreUnavailable
 from common.settings import Settings
-from common.storage import ObjectStore, ObjectTooLarge, open_store
+from common.storage import ObjectStore, open_store
 from common.storage import directory as directory_module
 from common.storage.base import KEY, check_key
 from common.storage.directory import ABANDONED_AFTER_S, DirectoryStore

@@ -13,7 +13,6 @@ from urllib.parse import unquote, urlsplit
 from common.settings import Settings
 from common.storage.base import ObjectStat as ObjectStat
 from common.storage.base import ObjectStore as ObjectStore
-from common.storage.base import ObjectTooLarge as ObjectTooLarge
 from common.storage.base import Readable as Readable
 from common.storage.base import StoredObject as StoredObject
 from common.storage.directory import DirectoryStore

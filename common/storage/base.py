@@ -11,17 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from common.errors import DiskFull, PermanentError, StoreUnavailable
+from common.errors import DiskFull, ObjectTooLarge, StoreUnavailable
 
 BLOCK_BYTES = 1 << 20
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 MAX_KEY_LENGTH = 512
-
-
-class ObjectTooLarge(PermanentError):
-    """The bytes to be stored are more than allowed."""
-
-    code = "too_large"
 
 
 class Readable(Protocol):

@@ -23,8 +23,8 @@ import typer
 
 from common.datasets import Clip, ClipBank, exclude_leaks, load_clips, split_of
 from common.domain import ArtifactKind
-from common.masks import MASK_BANDS, MASK_HOP_S, MaskWriter
-from common.mel import mel_filters
+from common.features import LogMel
+from common.masks import MASK_BANDS, MASK_F_MAX_HZ, MASK_HOP_S, MaskWriter
 from common.params import ClassifyParams
 from common.soundscapes import Soundscape, evaluation_soundscapes
 from common.stage_io import StageInput
@@ -110,19 +110,10 @@ def score_by_set(
 def oracle_mask(scene: Soundscape) -> Array:
     """Return the true foreground mask of a soundscape on the mask's grid, (128, T) in [0, 1]."""
     hop = round(MASK_HOP_S * scene.sample_rate)
-    filters = mel_filters(scene.sample_rate, MASK_N_FFT, MASK_BANDS, 0.0, 16_000.0)
+    front_end = LogMel(scene.sample_rate, MASK_N_FFT, hop, MASK_BANDS, f_max=MASK_F_MAX_HZ)
 
     def power(waveform: Array) -> Array:
-        window = torch.hann_window(MASK_N_FFT)
-        spectrum = torch.stft(
-            torch.from_numpy(waveform),
-            MASK_N_FFT,
-            hop,
-            window=window,
-            pad_mode="constant",
-            return_complex=True,
-        )
-        result: Array = filters @ spectrum.abs().square().numpy()
+        result: Array = front_end.power(torch.from_numpy(waveform)[None])[0].numpy()
         return result
 
     front = power(scene.mixture - scene.background)

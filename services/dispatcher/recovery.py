@@ -60,7 +60,16 @@ def recover_leases(session: Session, settings: Settings) -> int:
 
     Runs that were in one shard count as lost together.
     """
-    expired = session.execute(
+    expired = (StageRun.state == RunState.RUNNING.value, StageRun.lease_expires_at < DbNow())
+    # Recordings are locked before their runs, as everywhere, so that nobody waits in a circle.
+    found = session.scalars(select(StageRun.recording_id).where(*expired).limit(MOST_AT_ONCE))
+    locked = session.scalars(
+        select(Recording.id)
+        .where(Recording.id.in_(found.all()))
+        .order_by(Recording.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+    rows = session.execute(
         select(
             StageRun.id,
             StageRun.recording_id,
@@ -69,17 +78,16 @@ def recover_leases(session: Session, settings: Settings) -> int:
             StageRun.crashes,
             StageRun.worker,
         )
-        .where(StageRun.state == RunState.RUNNING.value, StageRun.lease_expires_at < DbNow())
-        .limit(MOST_AT_ONCE)
+        .where(StageRun.recording_id.in_(locked), *expired)
         .with_for_update(skip_locked=True)
     ).all()
     by_shard: dict[str | None, list[Any]] = defaultdict(list)
-    for run in expired:
+    for run in rows:
         by_shard[run.shard_id].append(run)
     for lost in by_shard.values():
         for run in lost:
             _take_back(session, run, len(lost), settings)
-    return len(expired)
+    return len(rows)
 
 
 def _take_back(session: Session, run: Any, shard_size: int, settings: Settings) -> None:
@@ -116,9 +124,6 @@ def _take_back(session: Session, run: Any, shard_size: int, settings: Settings) 
         .execution_options(synchronize_session=False)
     )
     if change["state"] == RunState.QUARANTINED.value:
-        session.execute(
-            select(Recording.id).where(Recording.id == run.recording_id).with_for_update()
-        )
         release_downstream(session, run.recording_id)
 
 

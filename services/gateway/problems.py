@@ -23,11 +23,11 @@ from common.errors import (
     Conflict,
     DiskFull,
     NotFound,
+    ObjectTooLarge,
     PermanentError,
     SoundmillError,
     TransientError,
 )
-from common.storage import ObjectTooLarge
 
 log = logs.get_logger(__name__)
 

@@ -31,6 +31,7 @@ def surroundings() -> Surroundings:
 def model() -> Any:
     """Load the model once per child process, at first use: the parent never imports torch."""
     import torch
+
     from services.restorer.infer import load
 
     torch.set_num_threads(get_settings().torch_threads)
