@@ -24,7 +24,9 @@ from services.segmenter.model import front_end
 SCAPE_FRAMES = 512
 SCAPE_S = SCAPE_FRAMES * 0.02
 CROP_FRAMES = (128, 128, 256)
-"""A batch has one of these lengths: short ones are cheap, long ones show what lasts."""
+"""A batch has one of these lengths, most are short and cheap. The last part of training needs
+``FULL_LENGTH``: the widest dilations see nothing but padding in a short excerpt."""
+FULL_LENGTH = (SCAPE_FRAMES,)
 
 INAUDIBLE_SHARE = 10.0**-6.5
 """Of the loudest pixel's power: what lies below belongs to nobody."""
@@ -171,7 +173,9 @@ class BatchMaker:
         pool_size: int = 400,
         fresh_per_batch: int = 2,
         seed: int = 0,
+        crop_frames: tuple[int, ...] = CROP_FRAMES,
     ) -> None:
+        self._crop_frames = crop_frames
         self._maker, self._n_labels = maker, len(config.labels)
         self._batch_size, self._fresh, self._pool_size = batch_size, fresh_per_batch, pool_size
         self._pool: list[Example] = []
@@ -187,7 +191,7 @@ class BatchMaker:
         for _ in range(wanted):
             self._add(self._maker.make())
         chosen = self._rng.choice(len(self._pool), self._batch_size, replace=False)
-        n_frames = int(self._rng.choice(CROP_FRAMES))
+        n_frames = int(self._rng.choice(self._crop_frames))
         crops = [self._crop(self._pool[i], n_frames) for i in chosen]
         return {name: torch.stack([crop[name] for crop in crops]) for name in crops[0]}
 

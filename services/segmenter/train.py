@@ -17,7 +17,7 @@ from common.datasets import ClipBank, exclude_leaks, load_clips, split_of
 from common.soundscapes import cast_of
 from common.training import FitConfig, fit
 from services.segmenter.config import SegmenterConfig
-from services.segmenter.data import BatchMaker, ExampleMaker
+from services.segmenter.data import CROP_FRAMES, FULL_LENGTH, BatchMaker, ExampleMaker
 from services.segmenter.losses import SegmenterLoss
 from services.segmenter.model import Segmenter
 
@@ -31,6 +31,8 @@ def main(
     quick: Annotated[bool, typer.Option(help="Three minutes, to see it run.")] = False,
     cache: Annotated[Path, typer.Option(help="Folder for decoded clips.")] = Path("runs/cache"),
     start: Annotated[Path | None, typer.Option(help="Weights to go on from.")] = None,
+    full_length: Annotated[bool, typer.Option(help="Whole soundscapes, to end with.")] = False,
+    lr: Annotated[float, typer.Option(help="Learning rate at the peak.")] = 3e-3,
     seed: int = 0,
     device: str = "cpu",
     threads: int = 1,
@@ -46,10 +48,11 @@ def main(
     if start is not None:
         checkpoint.restore(model, checkpoint.load(start))
     maker = ExampleMaker(bank, cast, config, seed)
-    batches = BatchMaker(maker, config, BATCH_SIZE, seed=seed)
+    crop_frames = FULL_LENGTH if full_length else CROP_FRAMES
+    batches = BatchMaker(maker, config, BATCH_SIZE, seed=seed, crop_frames=crop_frames)
     fit_config = FitConfig(
         steps=1_000_000,  # time decides
-        lr=3e-3,
+        lr=lr,
         ema_decay=0.998,
         minutes=3.0 if quick else minutes,
         seed=seed,
