@@ -20,8 +20,8 @@ help:  ## list the targets
 	@echo "TORCH_BACKEND=cpu (env: PyTorch without CUDA from its own download site, saves 4 GB)"
 
 demo: $(ENV)  ## process a small generated archive, or AUDIO=path of your own
-	@$(if $(AUDIO),,$(PY) -m client.demo demo/audio)
-	@$(PY) -m client.cli process $(if $(AUDIO),"$(AUDIO)",demo/audio) --home demo/home
+	@$(if $(AUDIO),,$(PY) -m client.demo demo/soundscapes)
+	@$(PY) -m client.cli process $(if $(AUDIO),"$(AUDIO)",demo/soundscapes) --home demo/home
 
 test: $(ENV) $(S3_ENV)  ## run every test against servers that the tests start themselves
 	$(PY) -m pytest $(PYTEST_ARGS)

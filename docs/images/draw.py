@@ -19,6 +19,7 @@ from scipy.signal import stft
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 WINDOW_S = 0.03
 FLOOR_DB = -90.0
@@ -50,12 +51,17 @@ def draw_mask(axes: Axes, path: Path) -> None:
 
 
 def draw_events(axes: Axes, path: Path) -> None:
-    """Draw events as labelled bars over the mask."""
+    """Draw events as labelled lines over the mask, a height for each label."""
     events = json.loads(path.read_text())["events"]
+    labels = sorted({event["label"] for event in events})
     for event in events:
-        axes.axvspan(event["onset_s"], event["offset_s"], color="tab:cyan", alpha=0.25)
+        row = labels.index(event["label"])
+        height_hz = TOP_HZ * 0.75 / 2**row
+        span = (event["onset_s"], event["offset_s"])
+        axes.plot(span, (height_hz, height_hz), color="tab:cyan", linewidth=2)
         text = f"{event['label']} {event['confidence']:.2f}"
-        axes.text(event["onset_s"], TOP_HZ * 0.7, text, fontsize=7, color="cyan", va="top")
+        label = axes.text(span[0], height_hz * 0.93, text, fontsize=7, color="cyan", va="top")
+        label.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 def main(recording: Path, results: Path, picture: Path) -> None:
@@ -68,7 +74,7 @@ def main(recording: Path, results: Path, picture: Path) -> None:
         found = next(results.glob(f"{kind}.*"))
         title = {
             "enhanced": "enhanced: cleaned and widened",
-            "restored": "restored: events removed",
+            "restored": "restored: found events reduced",
         }
         draw_sound(axes, found, title[kind])
     for axes in rows:
@@ -76,7 +82,7 @@ def main(recording: Path, results: Path, picture: Path) -> None:
         axes.set_ylim(50, TOP_HZ)
         axes.set_yticks(TICKS_HZ, [f"{hz / 1000:g} kHz" for hz in TICKS_HZ], fontsize=7)
     rows[-1].set_xlabel("seconds", fontsize=8)
-    figure.savefig(picture, dpi=110)
+    figure.savefig(picture, dpi=90)
 
 
 if __name__ == "__main__":

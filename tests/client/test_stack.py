@@ -171,7 +171,6 @@ def test_killed_supervisor_takes_its_children_along_and_up_works_again(tmp_path:
     assert Path(first.socket_dir).stat().st_mode & 0o777 == 0o700
 
     os.kill(first.pid, signal.SIGKILL)
-    os.waitpid(first.pid, 0)
     until(lambda: not home.is_running())
     if sys.platform == "linux":
         until(lambda: processes_of(first.stack_id) == [])
