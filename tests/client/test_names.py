@@ -13,7 +13,7 @@ from client.names import MAX_NAME_BYTES, FolderNames, safe_name
         ("siren.wav", "siren"),
         ("site a/2024-05-01/rec.01.flac", "site a_2024-05-01_rec.01"),
         ("../../etc/passwd", "_.._etc_passwd"),
-        ("/root/x.wav", "_root_x"),
+        ("/srv/x.wav", "_srv_x"),
         ("...", "recording"),
         ("", "recording"),
         ("con.wav", "recording_con"),
