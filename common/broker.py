@@ -45,7 +45,10 @@ def make_app(settings: Settings, service: str | None = None) -> Celery:
         task_acks_late=True,
         task_soft_time_limit=settings.soft_time_limit_s,
         task_time_limit=settings.hard_time_limit_s,
-        worker_prefetch_multiplier=1,
+        # A child takes a message only when it is idle. The multiplier must be 0 for that: with 1, a
+        # message whose acknowledgement met a dead Redis counts as held for ever, and the worker
+        # never asks for another (docs/decisions/0007).
+        worker_prefetch_multiplier=0,
         worker_disable_prefetch=True,
         worker_soft_shutdown_timeout=SOFT_SHUTDOWN_S,
         worker_cancel_long_running_tasks_on_connection_loss=False,

@@ -18,7 +18,7 @@ import pytest
 
 from client.control import start_detached
 from client.home import Home, StackState
-from client.stack import Options
+from client.stack import Options, choose_port
 
 STOP_TIMEOUT_S = 60.0
 TERMINAL = {"succeeded", "failed", "quarantined", "skipped", "cancelled"}
@@ -114,7 +114,7 @@ def stack(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in stack_settings.items():
             patch.setenv(f"SOUNDMILL_{name.upper()}", value)
-        state = start_detached(home, Options())
+        state = start_detached(home, Options(port=choose_port("127.0.0.1", 0)))
     try:
         with httpx.Client(base_url=state.url, timeout=60, trust_env=False) as http:
             yield Stack(home, state, http)
