@@ -86,6 +86,11 @@ class Case:
     regions: tuple[Event, ...]
 
     @property
+    def events(self) -> list[Event]:
+        """What a classifier without fault would report."""
+        return [Event(e.label, e.onset_s, e.offset_s, 1.0) for e in self.scape.events]
+
+    @property
     def alone(self) -> bool:
         """Whether no event of another label reaches into the regions."""
         return not any(
@@ -119,13 +124,9 @@ def cases(bank: ClipBank, n: int, split: str = "test") -> Iterator[Case]:
         label = loud[rng.integers(len(loud))]
         removed = np.sum([e.stem for e in scape.events if e.label == label], axis=0)
         scape = replace(scape, mixture=_in_24_bits(scape.mixture))
-        events = [Event(e.label, e.onset_s, e.offset_s, 1.0) for e in scape.events]
-        yield Case(
-            scape,
-            label,
-            np.asarray(scape.mixture - removed, np.float32),
-            tuple(wanted_regions(events, [label])),
-        )
+        rest = np.asarray(scape.mixture - removed, np.float32)
+        case = Case(scape, label, rest, ())
+        yield replace(case, regions=tuple(wanted_regions(case.events, [label])))
         made += 1
         if made == n:
             return
@@ -281,7 +282,7 @@ def _restored(
     scratch.mkdir()
     if not real_events:
         given = scratch / "events.json"
-        given.write_text(json.dumps({"events": [asdict(region) for region in case.regions]}))
+        given.write_text(json.dumps({"events": [asdict(event) for event in case.events]}))
         upstream[ArtifactKind.EVENTS] = given
     params = RestoreParams(remove=(case.label,))
     output = infer.process(loaded, StageInput(audio.name, audio, params, upstream, scratch))

@@ -145,7 +145,8 @@ def process(loaded: LoadedRestorer, item: StageInput) -> StageOutput:
     """
     if not isinstance(item.params, RestoreParams):
         raise ParametersInvalid("the restorer needs restore parameters")
-    regions = wanted_regions(read_events(_upstream(item, ArtifactKind.EVENTS)), item.params.remove)
+    events = read_events(_upstream(item, ArtifactKind.EVENTS))
+    regions = wanted_regions(events, item.params.remove)
     heard = _confirm(loaded, item, regions)
     confirmed = [index for index, (_, sure) in enumerate(heard) if sure]
     with ExitStack() as stack:
@@ -158,6 +159,7 @@ def process(loaded: LoadedRestorer, item: StageInput) -> StageOutput:
                 stack.enter_context(MaskReader(_upstream(item, ArtifactKind.MASK))),
                 stack.enter_context(EmbeddingReader(_upstream(item, ArtifactKind.EMBEDDING))),
                 [regions[index] for index in confirmed],
+                events,
                 grid,
             )
             work = _Work(loaded, item, mask, grid, _sizes(info.sample_rate, info.channels))

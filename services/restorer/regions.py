@@ -116,8 +116,14 @@ class RemovalMask:
     """The removal mask of confirmed regions: foreground mask times class share, inside each."""
 
     def __init__(
-        self, mask: MaskReader, embedding: EmbeddingReader, regions: list[Event], grid: Grid
+        self,
+        mask: MaskReader,
+        embedding: EmbeddingReader,
+        regions: list[Event],
+        events: list[Event],
+        grid: Grid,
     ) -> None:
+        """``regions`` are to be removed; ``events`` are all that the classifier heard."""
         self._mask = mask
         self._embedding = embedding
         self.regions = regions
@@ -129,6 +135,7 @@ class RemovalMask:
             )
             for region in regions
         ]
+        self._events = events
         self._bands = [np.zeros(grid.n_bins) for _ in regions]
 
     def within(self, first_frame: int, stop_frame: int) -> list[int]:
@@ -195,17 +202,30 @@ class RemovalMask:
         """Return (F, count): the class's probability over that of the likeliest class there.
 
         The foreground mask already says that something sounds; what is left to say is whose bin
-        it is. So a class that leads owns the bin whole, however unsure the segmenter is of it.
+        it is. So a class that leads owns the bin whole, however unsure the segmenter is of it, and
+        only classes that the classifier heard at that moment can lead.
         """
         centres = self._embedding.centres_hz
         own = best = np.zeros((len(centres), count), np.float32)
         for other in self._embedding.labels:
             value = self._embedding.class_on_grid(other, start_s, count, self._grid.hop_s, centres)
-            best = np.maximum(best, value)
             if other == label:
                 own = value
+            else:
+                value = value * self._heard(other, start_s, count)
+            best = np.maximum(best, value)
         share = np.where(own >= _MIN_CLASS, own / np.maximum(best, 1e-6), 0.0).astype(np.float32)
         position = np.interp(self._grid.freqs_hz, centres, np.arange(len(centres)))
         low = np.minimum(position.astype(np.int64), len(centres) - 2)
         rest = (position - low).astype(np.float32)[:, None]
         return (1.0 - rest) * share[low] + rest * share[low + 1]
+
+    def _heard(self, label: str, start_s: float, count: int) -> np.ndarray:
+        """Return (count,) 1 in the frames in which the classifier heard ``label``, else 0."""
+        times_s = start_s + np.arange(count) * self._grid.hop_s
+        heard = np.zeros(count, np.float32)
+        for event in self._events:
+            if event.label == label:
+                inside = times_s >= event.onset_s - REGION_MARGIN_S
+                heard[inside & (times_s <= event.offset_s + REGION_MARGIN_S)] = 1.0
+        return heard
