@@ -12,7 +12,7 @@ PACKAGES := common services client tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format type env env-s3 constraints clean
+.PHONY: help demo test bench-pipeline lint format type env env-s3 constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ demo: $(ENV)  ## process a small generated archive, or AUDIO=path of your own
 
 test: $(ENV) $(S3_ENV)  ## run every test against servers that the tests start themselves
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+bench-pipeline: $(ENV)  ## throughput of a folder (AUDIO=path) against a plain loop, as JSON
+	@$(PY) -m tests.bench.pipeline "$(AUDIO)"
 
 lint: $(ENV)  ## check format and style
 	.venv/bin/ruff format --check .
