@@ -15,7 +15,7 @@ PACKAGES := common services client tests
 .PHONY: help demo test bench-pipeline lint format type env env-s3 constraints clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "Options: AUDIO=path (demo), PYTEST_ARGS=... (test), PYTHON=python3.12 and"
 	@echo "TORCH_BACKEND=cpu (env: PyTorch without CUDA from its own download site, saves 4 GB)"
 
