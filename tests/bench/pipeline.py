@@ -22,13 +22,11 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from client.control import start_detached
 from client.home import Home
-from client.stack import Options
 from common.domain import SERVICE_OF, STAGE_NEEDS, ArtifactKind
 from common.params import JobParams
 from common.stage_io import Phases, StageInput
-from tests.e2e.conftest import Stack, stop
+from tests.e2e.conftest import Stack, start, stop
 
 PHASES = ("queue_wait", "download", "decode", "infer", "encode", "upload")
 TIMEOUT_S = 3600.0
@@ -36,7 +34,7 @@ TIMEOUT_S = 3600.0
 
 def run_pipeline(paths: list[Path], home: Home) -> dict[str, Any]:
     """Submit ``paths`` to a fresh stack; return what it took."""
-    state = start_detached(home, Options())
+    state = start(home)
     try:
         with httpx.Client(base_url=state.url, timeout=60, trust_env=False) as http:
             stack = Stack(home, state, http)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -16,9 +18,8 @@ import httpx
 import psutil
 import pytest
 
-from client.control import start_detached
 from client.home import Home, StackState
-from client.stack import Options, choose_port
+from client.stack import choose_port
 
 STOP_TIMEOUT_S = 60.0
 TERMINAL = {"succeeded", "failed", "quarantined", "skipped", "cancelled"}
@@ -99,6 +100,16 @@ def stop(home: Home) -> None:
         raise
 
 
+def start(home: Home) -> StackState:
+    """Start a stack as a user would, on a port of its own."""
+    port = str(choose_port("127.0.0.1", 0))
+    command = ["up", "--detach", "--home", str(home.folder), "--port", port]
+    subprocess.run([sys.executable, "-m", "client.cli", *command], check=True)
+    state = home.read_state()
+    assert state is not None
+    return state
+
+
 @pytest.fixture(scope="module")
 def stack_settings() -> dict[str, str]:
     """Settings of the stack; modules override this fixture."""
@@ -114,7 +125,7 @@ def stack(
     with pytest.MonkeyPatch.context() as patch:
         for name, value in stack_settings.items():
             patch.setenv(f"SOUNDMILL_{name.upper()}", value)
-        state = start_detached(home, Options(port=choose_port("127.0.0.1", 0)))
+        state = start(home)
     try:
         with httpx.Client(base_url=state.url, timeout=60, trust_env=False) as http:
             yield Stack(home, state, http)
