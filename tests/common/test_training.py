@@ -36,8 +36,8 @@ def _same_start() -> None:
 def test_fit_minimises_and_journals(tmp_path: Path) -> None:
     result = fit(nn.Linear(2, 1), batches(), losses, CONFIG, tmp_path)
     weight, bias = result.ema_model.weight, result.ema_model.bias
-    torch.testing.assert_close(weight, torch.tensor([[3.0, -1.0]]), atol=0.05, rtol=0.0)
-    torch.testing.assert_close(bias, torch.tensor([2.0]), atol=0.05, rtol=0.0)
+    torch.testing.assert_close(weight, torch.tensor([[3.0, -1.0]]), atol=0.1, rtol=0.0)
+    torch.testing.assert_close(bias, torch.tensor([2.0]), atol=0.1, rtol=0.0)
     assert result.steps == 200
     assert not result.ema_model.training
     lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
