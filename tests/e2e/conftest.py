@@ -104,7 +104,9 @@ def start(home: Home) -> StackState:
     """Start a stack as a user would, on a port of its own."""
     port = str(choose_port("127.0.0.1", 0))
     command = ["up", "--detach", "--home", str(home.folder), "--port", port]
-    subprocess.run([sys.executable, "-m", "client.cli", *command], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "client.cli", *command], check=True, stdout=subprocess.DEVNULL
+    )
     state = home.read_state()
     assert state is not None
     return state
