@@ -134,9 +134,10 @@ class Supervisor:
         self._start_redis(redis_socket, environment)
         self.say("preparing the database")
         self._migrate(environment)
-        self.say("starting gateway, dispatcher and workers")
+        self.say("starting gateway, dispatcher, ingester and workers")
         gateway = self._add("gateway", ["-m", "services.gateway"], environment)
         self._add("dispatcher", ["-m", "services.dispatcher"], environment)
+        self._add("ingester", ["-m", "services.ingester"], environment)
         copies = self.options.workers or max(1, (os.cpu_count() or 1) // 4)
         for stage in Stage:
             for number in range(1, copies + 1):
@@ -153,6 +154,7 @@ class Supervisor:
             **importable_environment(),
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
+            "SOUNDMILL_EMBEDDED": "true",
             "REMAP_SIGTERM": "SIGQUIT",  # Celery: SIGTERM gives running tasks a bounded time
             "SOUNDMILL_HOME": str(self.home.folder),
             "SOUNDMILL_HOST": self.state.host,

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Double,
     Engine,
     ForeignKey,
@@ -34,13 +35,22 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.expression import FunctionElement
 
-from common.domain import JobState, Outcome, Priority, RunState
+from common.domain import (
+    DeliveryState,
+    JobState,
+    Outcome,
+    Priority,
+    RunState,
+    SourceState,
+    UploadState,
+)
 from common.settings import Settings
 
 ID_LENGTH = 32
 SQLITE_BUSY_TIMEOUT_S = 60
 READ_ONLY = {"read_only": True}
 
+Serial = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up INTEGER alone
 Json = JSON().with_variant(JSONB(), "postgresql")
 Seconds = Double
 IdType = String(ID_LENGTH)
@@ -75,12 +85,39 @@ class Base(DeclarativeBase):
     """Base of all tables."""
 
 
-class Job(Base):
-    """One submission, from one recording to an archive."""
+class ApiKey(Base):
+    """Lets its holder use the gateway. The key itself is not kept, only its hash.
 
-    __tablename__ = "job"
+    A limit that is NULL does not limit. Audio and bytes count what its jobs hold now.
+    """
+
+    __tablename__ = "api_key"
 
     id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)
+    name: Mapped[str] = mapped_column(Text)
+    hash: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[list[str]] = mapped_column(Json)
+    created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
+    expires_at: Mapped[float | None] = mapped_column(Seconds)
+    revoked_at: Mapped[float | None] = mapped_column(Seconds)
+    max_jobs: Mapped[int | None] = mapped_column(Integer)  # that have not ended
+    max_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    max_audio_s: Mapped[float | None] = mapped_column(Double)
+    requests_per_minute: Mapped[int | None] = mapped_column(Integer)
+
+
+class Job(Base):
+    """One submission, from one recording to an archive.
+
+    ``owner`` is the id of an API key; NULL is the one user of an embedded stack. A job with
+    ``deleted_at`` is gone for everybody but the dispatcher, which removes what it left.
+    """
+
+    __tablename__ = "job"
+    __table_args__ = (Index("ix_job_owner", "owner", "id"),)
+
+    id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)
+    owner: Mapped[str | None] = mapped_column(ForeignKey("api_key.id"))
     name: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(String(16), default=JobState.OPEN.value, index=True)
     priority: Mapped[str] = mapped_column(String(16), default=Priority.BULK.value)
@@ -89,22 +126,191 @@ class Job(Base):
     created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
     closed_at: Mapped[float | None] = mapped_column(Seconds)
     finished_at: Mapped[float | None] = mapped_column(Seconds)
+    paused_at: Mapped[float | None] = mapped_column(Seconds)  # nothing new is dispatched
+    deadline_at: Mapped[float | None] = mapped_column(Seconds)  # then it expires
+    retention_s: Mapped[float | None] = mapped_column(Double)  # from its end to its deletion
+    deleted_at: Mapped[float | None] = mapped_column(Seconds)
+    dry_run: Mapped[bool] = mapped_column(Boolean, default=False)  # sources are only looked at
     recordings: Mapped[int] = mapped_column(Integer, default=0)
+    size_bytes: Mapped[int] = mapped_column(BigInteger, default=0)  # of all recordings
+    rejected: Mapped[int] = mapped_column(Integer, default=0)  # entries of sources: see Rejection
+    estimate: Mapped[dict[str, Any] | None] = mapped_column(Json)  # of a dry run, so far
 
     # Counters for polling, kept by the dispatcher. Audio is weighted by stages done: a recording
     # of 60 s with two of its four stages done counts as 30 s.
     counts: Mapped[dict[str, dict[str, int]]] = mapped_column(Json, default=dict)
+    errors: Mapped[list[dict[str, Any]]] = mapped_column(Json, default=list)  # by stage and code
     audio_s_total: Mapped[float] = mapped_column(Double, default=0.0)
     audio_s_done: Mapped[float] = mapped_column(Double, default=0.0)
     rate: Mapped[float | None] = mapped_column(Double)  # seconds of audio per second, recent
     counted_at: Mapped[float | None] = mapped_column(Seconds)
 
 
+class Source(Base):
+    """Something that holds many recordings: an archive, a manifest, a prefix, a list of URLs.
+
+    An ingester reads it entry by entry. ``entries`` is its cursor: how many entries are recordings
+    or rejections; it moves in the transaction that records them, so none is lost or taken twice.
+    """
+
+    __tablename__ = "source"
+    __table_args__ = (
+        Index("ix_source_job", "job_id", "state"),
+        Index("ix_source_state", "state", "next_attempt_at"),
+    )
+
+    id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
+    kind: Mapped[str] = mapped_column(String(16))
+    name: Mapped[str] = mapped_column(Text)  # for people
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)  # see services/ingester/specs
+    state: Mapped[str] = mapped_column(String(16), default=SourceState.PENDING.value)
+    created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
+    finished_at: Mapped[float | None] = mapped_column(Seconds)
+    entries: Mapped[int] = mapped_column(Integer, default=0)
+    total: Mapped[int | None] = mapped_column(Integer)  # entries in all, where that is known
+    recordings: Mapped[int] = mapped_column(Integer, default=0)
+    rejected: Mapped[int] = mapped_column(Integer, default=0)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_detail: Mapped[str | None] = mapped_column(Text)
+
+    next_attempt_at: Mapped[float] = mapped_column(Seconds, default=0.0)
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    fence: Mapped[int] = mapped_column(Integer, default=0)
+    lease_expires_at: Mapped[float | None] = mapped_column(Seconds)
+    worker: Mapped[str | None] = mapped_column(Text)
+
+
+class Rejection(Base):
+    """An entry of a Source that did not become a recording, and why."""
+
+    __tablename__ = "rejection"
+    __table_args__ = (
+        UniqueConstraint("source_id", "entry", name="uq_rejection_entry"),
+        Index("ix_rejection_job", "job_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
+    source_id: Mapped[str] = mapped_column(ForeignKey("source.id"))
+    entry: Mapped[int] = mapped_column(Integer)
+    name: Mapped[str] = mapped_column(Text)
+    custom_id: Mapped[str | None] = mapped_column(Text)
+    error_code: Mapped[str] = mapped_column(String(64))
+    error_detail: Mapped[str] = mapped_column(Text)
+    again: Mapped[dict[str, Any] | None] = mapped_column(Json)  # the entry, if a retry may help
+    created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
+
+
+class Upload(Base):
+    """A large file that arrives in parts, straight into the object store where it can be reached.
+
+    ``store_id`` is the store's own name for the multipart upload.
+    """
+
+    __tablename__ = "upload"
+    __table_args__ = (Index("ix_upload_state", "state", "expires_at"),)
+
+    id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)
+    owner: Mapped[str | None] = mapped_column(ForeignKey("api_key.id"))
+    name: Mapped[str] = mapped_column(Text)
+    object_key: Mapped[str] = mapped_column(Text)
+    store_id: Mapped[str] = mapped_column(Text)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    part_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str | None] = mapped_column(String(64))  # as declared, checked when it is read
+    state: Mapped[str] = mapped_column(String(16), default=UploadState.OPEN.value)
+    created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
+    expires_at: Mapped[float] = mapped_column(Seconds)
+
+
+class IdempotencyKey(Base):
+    """What a request with an ``Idempotency-Key`` made, so that it makes it once.
+
+    The row is written in the transaction that makes the resource. ``owner`` is "" for the one user
+    of an embedded stack.
+    """
+
+    __tablename__ = "idempotency_key"
+    __table_args__ = (Index("ix_idempotency_created", "created_at"),)
+
+    owner: Mapped[str] = mapped_column(IdType, primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))  # of method, path and content
+    resource: Mapped[str] = mapped_column(IdType)  # the id of what was made
+    created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
+
+
+class JobEvent(Base):
+    """Something that happened to a job. Written under the job's lock, so ids follow one another."""
+
+    __tablename__ = "job_event"
+    __table_args__ = (Index("ix_job_event_job", "job_id", "id"),)
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
+    kind: Mapped[str] = mapped_column(String(32))
+    data: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
+
+
+class Webhook(Base):
+    """An address that wants to be told what happens to its owner's jobs."""
+
+    __tablename__ = "webhook"
+    __table_args__ = (Index("ix_webhook_owner", "owner"),)
+
+    id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)
+    owner: Mapped[str | None] = mapped_column(ForeignKey("api_key.id"))
+    url: Mapped[str] = mapped_column(Text)
+    secret: Mapped[str] = mapped_column(Text)  # signs, so it must be kept as it is
+    kinds: Mapped[list[str]] = mapped_column(Json)  # of events; empty: all
+    created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
+    disabled_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class WebhookDelivery(Base):
+    """One event on its way to one webhook: the outbox of deliveries."""
+
+    __tablename__ = "webhook_delivery"
+    __table_args__ = (
+        UniqueConstraint("webhook_id", "event_id", name="uq_delivery"),
+        Index("ix_delivery_due", "state", "next_attempt_at"),
+    )
+
+    id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhook.id"))
+    event_id: Mapped[int] = mapped_column(ForeignKey("job_event.id"))
+    state: Mapped[str] = mapped_column(String(16), default=DeliveryState.PENDING.value)
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_attempt_at: Mapped[float] = mapped_column(Seconds, default=0.0)
+    status_code: Mapped[int | None] = mapped_column(Integer)  # of the newest answer
+    error: Mapped[str | None] = mapped_column(Text)
+    delivered_at: Mapped[float | None] = mapped_column(Seconds)
+
+
+class Garbage(Base):
+    """Results under an idempotency key that nobody uses any more, about to be removed.
+
+    A worker that is about to compute the same key waits until the row is gone: see
+    ``docs/decisions/0009-deleting-shared-results.md``.
+    """
+
+    __tablename__ = "garbage"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
+
+
 class Recording(Base):
     """An uploaded audio file. ``position`` is its place in the job, from 0."""
 
     __tablename__ = "recording"
-    __table_args__ = (UniqueConstraint("job_id", "position", name="uq_recording_position"),)
+    __table_args__ = (
+        UniqueConstraint("job_id", "position", name="uq_recording_position"),
+        Index("uq_recording_custom_id", "job_id", "custom_id", unique=True),
+        Index("uq_recording_entry", "source_id", "entry", unique=True),
+    )
 
     id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
@@ -114,6 +320,13 @@ class Recording(Base):
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
+
+    # As its owner described it
+    custom_id: Mapped[str | None] = mapped_column(String(255))
+    labels: Mapped[dict[str, str] | None] = mapped_column(Json)
+    params: Mapped[dict[str, Any] | None] = mapped_column(Json)  # instead of the job's, whole
+    source_id: Mapped[str | None] = mapped_column(ForeignKey("source.id"))
+    entry: Mapped[int | None] = mapped_column(Integer)  # its place in the source, from 0
 
     # Known once the segmenter has decoded it
     duration_s: Mapped[float | None] = mapped_column(Double)
@@ -127,7 +340,7 @@ class StageRun(Base):
     __tablename__ = "stage_run"
     __table_args__ = (
         UniqueConstraint("recording_id", "stage", name="uq_stage_run_recording_stage"),
-        Index("ix_stage_run_job", "job_id", "stage", "state", "position"),
+        Index("ix_stage_run_job", "job_id", "stage", "state", "position", "audio_s"),
         Index("ix_stage_run_queue", "state", "stage", "priority"),
         Index("ix_stage_run_shard", "shard_id"),
         Index("ix_stage_run_key", "idempotency_key"),

@@ -85,9 +85,73 @@ class JobState(StrEnum):
     """The state of a job."""
 
     OPEN = "open"  # still takes recordings; those it has are already processed
-    CLOSED = "closed"  # takes no more recordings; work remains
-    COMPLETED = "completed"  # every StageRun is terminal
-    CANCELLED = "cancelled"  # cancelled by its owner; every StageRun is terminal
+    CLOSED = "closed"  # takes no more recordings and sources; work remains
+    COMPLETED = "completed"  # every source is read, every StageRun is terminal
+    CANCELLED = "cancelled"  # by its owner; what had not ended is cancelled as well
+    EXPIRED = "expired"  # its deadline passed; what had not ended is cancelled
+
+
+ENDED_STATES = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED})
+
+
+class SourceKind(StrEnum):
+    """What a Source of recordings is."""
+
+    ARCHIVE = "archive"  # a stored ZIP or TAR (.gz, .zst): one recording per entry
+    MANIFEST = "manifest"  # stored JSON lines or CSV: one recording per line
+    URLS = "urls"  # a list of http and https addresses
+    PREFIX = "prefix"  # everything below s3://bucket/prefix or file:///folder
+    UPLOAD = "upload"  # one finished multipart upload: one recording
+
+
+class SourceState(StrEnum):
+    """The state of a Source."""
+
+    PENDING = "pending"  # waits for an ingester
+    RUNNING = "running"  # an ingester reads it, under a lease
+    DONE = "done"  # read to its end: every entry is a recording or a rejection
+    FAILED = "failed"  # cannot be read any further; what came before stays
+    CANCELLED = "cancelled"  # its job ended first
+
+
+class UploadState(StrEnum):
+    """The state of a multipart upload."""
+
+    OPEN = "open"  # takes parts
+    COMPLETE = "complete"  # one whole object
+    USED = "used"  # belongs to a source now
+    ABORTED = "aborted"  # given up by its owner or by time; its parts are removed
+
+
+class Scope(StrEnum):
+    """What an API key may do."""
+
+    SUBMIT = "submit"  # make, change and delete jobs of its own
+    READ = "read"  # look at jobs of its own and fetch their results
+    ADMIN = "admin"  # both, for the jobs of every key
+
+
+class JobEventKind(StrEnum):
+    """What happened to a job: told over server-sent events and webhooks."""
+
+    CREATED = "job.created"
+    CLOSED = "job.closed"
+    PAUSED = "job.paused"
+    RESUMED = "job.resumed"
+    RETRIED = "job.retried"
+    COMPLETED = "job.completed"
+    CANCELLED = "job.cancelled"
+    EXPIRED = "job.expired"
+    SOURCE_DONE = "source.done"
+    SOURCE_FAILED = "source.failed"
+
+
+class DeliveryState(StrEnum):
+    """The state of one event on its way to one webhook."""
+
+    PENDING = "pending"  # to be sent at next_attempt_at
+    DELIVERED = "delivered"  # answered with 2xx
+    FAILED = "failed"  # answered with 4xx, or given up
 
 
 class Outcome(StrEnum):

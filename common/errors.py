@@ -9,6 +9,9 @@ SoundmillError
 │   │   ├── AudioTooLong       longer than the configured limit
 │   │   └── AudioUnsupported   sample rate or channel count out of range
 │   ├── ParametersInvalid      the job's parameters do not fit the stage
+│   ├── ObjectTooLarge         more bytes than allowed
+│   ├── EntryRejected          an entry of a source cannot become a recording; carries its code
+│   ├── SourceInvalid          a source cannot be read (any further); carries its code
 │   ├── WeightsInvalid         a weights file does not fit its config or digest
 │   └── ArtifactInvalid        a stored artifact cannot be read back
 ├── TransientError             a retry can help
@@ -17,6 +20,7 @@ SoundmillError
 │   └── OutOfMemory            the device or the host ran out of memory
 ├── NotFound                   no such job, recording, stage run, artifact or object
 ├── Conflict                   the request does not fit the state of the job
+├── QuotaExceeded              the API key has used up what it may
 └── StaleFence                 another attempt owns the StageRun now; write nothing
 """
 
@@ -80,6 +84,22 @@ class ObjectTooLarge(PermanentError):
     code = "too_large"
 
 
+class EntryRejected(PermanentError):
+    """One entry is at fault, the rest of its source goes on. ``code`` says how."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class SourceInvalid(PermanentError):
+    """The source as a whole is at fault; what was read before stays. ``code`` says how."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
 class TransientError(SoundmillError):
     """A retry can help."""
 
@@ -118,6 +138,10 @@ class NotFound(SoundmillError):
 
 class Conflict(SoundmillError):
     code = "conflict"
+
+
+class QuotaExceeded(SoundmillError):
+    code = "quota_exceeded"
 
 
 class StaleFence(SoundmillError):

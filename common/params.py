@@ -6,7 +6,8 @@ A worker reads only its own part. ``canonical`` is what goes into the idempotenc
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -97,6 +98,24 @@ def parse_params(raw: object) -> JobParams:
             for fault in error.errors()
         )
         raise ParametersInvalid(faults) from error
+
+
+def merge_params(params: Mapping[str, Any], changes: object) -> dict[str, Any]:
+    """Return a job's parameters with what differs for one recording, whole and validated.
+
+    Args:
+        params: Those of the job, as ``JobParams`` dumps them.
+        changes: Decoded JSON: some stages with some of their parameters.
+
+    Raises:
+        ParametersInvalid: with one sentence naming every field at fault.
+    """
+    if not isinstance(changes, dict):
+        raise ParametersInvalid("params: not an object")
+    merged: dict[str, Any] = dict(params)
+    for stage, part in changes.items():
+        merged[stage] = {**merged.get(stage, {}), **part} if isinstance(part, dict) else part
+    return parse_params(merged).model_dump(mode="json")
 
 
 def canonical(params: StageParams) -> str:

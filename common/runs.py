@@ -36,7 +36,7 @@ class Claim:
     name: str
     object_key: str
     sha256: str
-    params: dict[str, Any]  # of the whole job
+    params: dict[str, Any]  # of all stages
     failures: int
 
 
@@ -130,10 +130,10 @@ def claim(session: Session, shard_id: str, worker: str, lease_s: float) -> list[
             name=recording.name,
             object_key=recording.object_key,
             sha256=recording.sha256,
-            params=params,
+            params=recording.params or job_params,
             failures=run.failures,
         )
-        for run, recording, params in rows
+        for run, recording, job_params in rows
     ]
 
 

@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     s3_secret_key: SecretStr = SecretStr("")
     s3_region: str = "us-east-1"
     s3_secure: bool = True
+    s3_public_endpoint: str = ""  # host:port at which clients reach the store; empty: they do not
     scratch_dir: Path = Path()  # default: a folder in home
 
     # Gateway
@@ -35,6 +36,25 @@ class Settings(BaseSettings):
     port: int = Field(default=8420, ge=0, le=65535)
     max_upload_bytes: int = 50 * 1024**3
     max_recordings_per_job: int = 1_000_000
+    embedded: bool = False  # one user, one machine: no key is needed on the loopback address
+    requests_per_minute: int = 30_000  # of one API key; a key may have a limit of its own
+    idempotency_ttl_s: float = 24 * 3600.0
+    upload_ttl_s: float = 7 * 24 * 3600.0  # a multipart upload that is not used by then is removed
+
+    # Sources: where the ingester may read, and how much
+    import_buckets: str = ""  # comma-separated buckets that s3:// addresses may name
+    import_roots: str = ""  # comma-separated folders that file:// addresses may lie in
+    egress_allow: str = ""  # comma-separated host:port or network that URLs may reach besides
+    ingest_threads: int = Field(default=8, ge=1)  # entries stored at once
+    ingest_lease_s: float = 30.0
+    max_archive_bytes: int = 4 * 1024**4  # of all entries of one archive, unpacked
+    max_archive_ratio: float = 250.0  # unpacked over packed, of what is over a gigabyte
+    url_timeout_s: float = 60.0
+    url_attempts: int = 4
+
+    # Webhooks
+    webhook_timeout_s: float = 15.0
+    webhook_retries_s: tuple[float, ...] = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 
     # Recordings
     max_duration_s: float = 24 * 3600.0

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SERVICES = ["gateway", "dispatcher", "segmenter", "classifier", "enhancer", "restorer"]
-WORKERS = SERVICES[2:]
+WORKERS = ["segmenter", "classifier", "enhancer", "restorer"]
+SERVICES = ["gateway", "ingester", "dispatcher", *WORKERS]
 LAYERS = [
     {"domain", "errors", "labels"},
     {"settings", "logs", "metrics", "params"},
     {"db", "storage", "broker", "messages", "migrate", "migrations", "stage_io", "results"},
-    {"runs"},
+    {"quotas", "keys", "egress"},
+    {"jobs", "runs"},
     {"stage"},
 ]
 MODEL_FILES = ["config", "model", "train", "evaluate", "infer", "tasks"]
@@ -84,6 +85,7 @@ def test_a_worker_serves_without_its_trainer(worker: str) -> None:
     [
         "services.gateway.__main__",
         "services.dispatcher.__main__",
+        "services.ingester.__main__",
         "client.cli",
         *[f"services.{worker}.tasks" for worker in WORKERS],
     ],

@@ -16,12 +16,24 @@ from common.metrics import new_registry
 from common.settings import Settings
 from common.storage import open_store
 from services.gateway import problems
-from services.gateway.endpoints import Surroundings, operations, v1
+from services.gateway.context import Surroundings
 from services.gateway.observe import HttpMetrics, Observed, RunMetrics
+from services.gateway.routes import (
+    exports,
+    follow,
+    jobs,
+    operations,
+    recordings,
+    results,
+    sources,
+    uploads,
+    webhooks,
+)
 
 log = logs.get_logger(__name__)
 
 REDIS_TIMEOUT_S = 2.0
+ROUTES = (jobs, recordings, sources, uploads, results, exports, follow, webhooks, operations)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -64,8 +76,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
     )
     app.state.surroundings = around
-    app.include_router(v1)
-    app.include_router(operations)
+    for part in ROUTES:
+        app.include_router(part.router)
     problems.install(app)
     app.add_middleware(Observed, metrics=metrics)
     return app

@@ -25,6 +25,7 @@ from common.errors import (
     NotFound,
     ObjectTooLarge,
     PermanentError,
+    QuotaExceeded,
     SoundmillError,
     TransientError,
 )
@@ -37,6 +38,7 @@ RETRY_AFTER_S = 5
 STATUS_OF: dict[type[SoundmillError], HTTPStatus] = {  # the first that fits counts
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.CONFLICT,
+    QuotaExceeded: HTTPStatus.FORBIDDEN,
     ObjectTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ArtifactInvalid: HTTPStatus.INTERNAL_SERVER_ERROR,
     PermanentError: HTTPStatus.UNPROCESSABLE_ENTITY,

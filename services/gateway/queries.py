@@ -16,6 +16,7 @@ from common.db import Artifact, Attempt, Job, Recording, StageRun
 from common.domain import ArtifactKind, JobState, RunState, Stage
 from common.errors import NotFound
 from common.params import parse_params
+from services.gateway.access import Caller
 from services.gateway.problems import Problem, invalid
 from services.gateway.schemas import (
     ArtifactOut,
@@ -43,17 +44,17 @@ class StoredResult:
     artifact: Artifact
 
 
-def get_job(session: Session, job_id: str) -> JobOut:
+def get_job(session: Session, caller: Caller, job_id: str) -> JobOut:
     """Return a job. Raises NotFound."""
-    job = session.get(Job, job_id)
-    if job is None:
-        raise NotFound(f"no job {job_id}")
-    return _job_out(job)
+    return _job_out(caller.job(session, job_id))
 
 
-def list_jobs(session: Session, state: JobState | None, cursor: str | None, limit: int) -> JobPage:
+def list_jobs(
+    session: Session, caller: Caller, state: JobState | None, cursor: str | None, limit: int
+) -> JobPage:
     """Return a page of jobs, newest first."""
-    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    mine = (caller.owns(Job.owner), Job.deleted_at.is_(None))
+    query = select(Job).where(*mine).order_by(Job.id.desc()).limit(limit + 1)
     if state is not None:
         query = query.where(Job.state == state.value)
     if cursor is not None:
@@ -68,6 +69,7 @@ def list_jobs(session: Session, state: JobState | None, cursor: str | None, limi
 
 def list_recordings(
     session: Session,
+    caller: Caller,
     job_id: str,
     state: RunState | None,
     stage: Stage | None,
@@ -80,8 +82,7 @@ def list_recordings(
         NotFound: no such job.
         Problem: the cursor was not made here.
     """
-    if session.get(Job, job_id) is None:
-        raise NotFound(f"no job {job_id}")
+    caller.job(session, job_id)
     after = -1 if cursor is None else _decode_position(cursor)
     query = select(Recording).where(Recording.job_id == job_id, Recording.position > after)
     if state is not None or stage is not None:
@@ -106,11 +107,11 @@ def list_recordings(
     )
 
 
-def get_recording(session: Session, recording_id: str) -> RecordingDetail:
+def get_recording(session: Session, caller: Caller, recording_id: str) -> RecordingDetail:
     """Return a recording with its stage runs, their attempts and its artifacts. Raises NotFound."""
-    recording = _get_recording(session, recording_id)
+    recording = caller.recording(session, recording_id)
     job = session.get_one(Job, recording.job_id)
-    params = parse_params(job.params)
+    params = parse_params(recording.params or job.params)
     runs = _runs_of(session, [recording])[recording_id]
     attempts: dict[str, list[AttemptOut]] = defaultdict(list)
     for attempt in session.scalars(
@@ -139,27 +140,22 @@ def get_recording(session: Session, recording_id: str) -> RecordingDetail:
     )
 
 
-def get_recording_facts(session: Session, recording_id: str) -> RecordingFacts:
+def get_recording_facts(session: Session, caller: Caller, recording_id: str) -> RecordingFacts:
     """Return what is known about a recording itself. Raises NotFound."""
-    return RecordingFacts.model_validate(_get_recording(session, recording_id))
+    return RecordingFacts.model_validate(caller.recording(session, recording_id))
 
 
-def get_result(session: Session, recording_id: str, kind: ArtifactKind) -> StoredResult:
+def get_result(
+    session: Session, caller: Caller, recording_id: str, kind: ArtifactKind
+) -> StoredResult:
     """Return an artifact of a recording. Raises NotFound."""
-    recording = _get_recording(session, recording_id)
+    recording = caller.recording(session, recording_id)
     artifact = session.scalar(
         select(Artifact).where(Artifact.recording_id == recording_id, Artifact.kind == kind.value)
     )
     if artifact is None:
         raise NotFound(f"recording {recording_id} has no {kind} (yet)")
     return StoredResult(recording.name, artifact)
-
-
-def _get_recording(session: Session, recording_id: str) -> Recording:
-    recording = session.get(Recording, recording_id)
-    if recording is None:
-        raise NotFound(f"no recording {recording_id}")
-    return recording
 
 
 def _job_out(job: Job) -> JobOut:

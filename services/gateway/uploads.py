@@ -20,14 +20,16 @@ from sqlalchemy.exc import DBAPIError
 from common import logs
 from common.db import new_id
 from common.errors import SoundmillError
+from common.jobs import NewRecording, recording_key
 from common.settings import Settings
 from common.storage import ObjectStore, Readable
 from services.gateway import service
+from services.gateway.access import Caller
 from services.gateway.bodies import Body, Form, Part
 from services.gateway.names import clean_name
 from services.gateway.problems import Problem, invalid
 from services.gateway.schemas import JobRequest
-from services.gateway.service import Sessions, Upload
+from services.gateway.service import Sessions
 
 log = logs.get_logger(__name__)
 
@@ -40,7 +42,9 @@ MAX_FIELDS_PER_FORM = 64
 
 @dataclass(frozen=True)
 class Taker:
-    """Where uploads go."""
+    """Where uploads go, and whose they are."""
+
+    caller: Caller
 
     settings: Settings
     sessions: Sessions
@@ -57,7 +61,7 @@ class Taker:
             request = JobRequest.model_validate_json(raw)
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from error
-        return service.create_job(self.sessions, request)
+        return service.create_job(self.sessions, self.caller, request)
 
     def take_form(self, body: Body, content_type: str) -> str:
         """Create a closed job from a form with its recordings; return its id.
@@ -84,6 +88,7 @@ class Taker:
                 raise invalid("no_recordings", "The form holds no part named file.")
             service.submit_job(
                 self.sessions,
+                self.caller,
                 job_id,
                 _job_request(fields),
                 uploads.done,
@@ -93,20 +98,20 @@ class Taker:
 
     def take_recording(self, body: Body, job_id: str, name: str, sha256: str | None) -> str:
         """Add a raw body to an open job as a recording; return its id."""
-        service.check_open(self.sessions, job_id)
+        service.check_open(self.sessions, self.caller, job_id)
         clean = _name(name)
         uploads = _Uploads(self.store, job_id, self.settings.max_upload_bytes)
         with uploads.removed_on_error():
             upload = uploads.add(clean, body)
-            if sha256 is not None and sha256.lower() != upload.stored.sha256:
+            if sha256 is not None and sha256.lower() != upload.sha256:
                 raise invalid(
                     "hash_mismatch",
-                    f"The bytes that arrived have the SHA-256 {upload.stored.sha256}.",
+                    f"The bytes that arrived have the SHA-256 {upload.sha256}.",
                 )
             service.add_recording(
-                self.sessions, job_id, upload, self.settings.max_recordings_per_job
+                self.sessions, self.caller, job_id, upload, self.settings.max_recordings_per_job
             )
-        return upload.recording_id
+        return upload.id
 
 
 def too_large(limit_bytes: int) -> Problem:
@@ -151,14 +156,14 @@ class _Uploads:
         self._store = store
         self._job_id = job_id
         self._max_bytes = max_bytes
-        self.done: list[Upload] = []
+        self.done: list[NewRecording] = []
 
-    def add(self, name: str, reader: Readable) -> Upload:
+    def add(self, name: str, reader: Readable) -> NewRecording:
         """Store one recording."""
         recording_id = new_id()
-        key = service.object_key(self._job_id, recording_id)
+        key = recording_key(self._job_id, recording_id)
         stored = self._store.put_stream(key, reader, MEDIA_TYPE, self._max_bytes)
-        upload = Upload(recording_id, name, stored)
+        upload = NewRecording(recording_id, name, key, stored.size_bytes, stored.sha256)
         self.done.append(upload)
         return upload
 
@@ -174,7 +179,7 @@ class _Uploads:
                 raise
             for upload in self.done:
                 try:
-                    self._store.delete(upload.stored.key)
+                    self._store.delete(upload.object_key)
                 except SoundmillError as left:
-                    log.warning("object left behind", key=upload.stored.key, detail=str(left))
+                    log.warning("object left behind", key=upload.object_key, detail=str(left))
             raise

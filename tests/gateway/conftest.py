@@ -186,6 +186,7 @@ def gateway_settings(
         database_url=database_url,
         redis_url=redis_server.url,
         port=0,
+        embedded=True,
         max_upload_bytes=20 << 20,
         max_recordings_per_job=1000,
         **store_options,

@@ -1,0 +1,55 @@
+"""What every route may use: the outside world of the gateway, and shared types of parameters."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated
+
+import redis
+from fastapi import APIRouter, Depends, Query, Request
+from prometheus_client import CollectorRegistry
+from sqlalchemy.orm import Session, sessionmaker
+
+from common.settings import Settings
+from common.storage import ObjectStore
+from services.gateway.bodies import Receiver
+from services.gateway.observe import HttpMetrics
+from services.gateway.problems import MEDIA_TYPE as PROBLEM_TYPE
+from services.gateway.schemas import ProblemOut
+
+PRESIGNED_FOR_S = 900
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """The outside world of the gateway."""
+
+    settings: Settings
+    sessions: sessionmaker[Session]
+    readers: sessionmaker[Session]
+    store: ObjectStore
+    redis: redis.Redis
+    registry: CollectorRegistry
+    metrics: HttpMetrics
+    receiver: Receiver = field(default_factory=Receiver)
+    checks: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 6, "check"))
+
+
+def surroundings(request: Request) -> Surroundings:
+    """Return what ``create_app`` put into the application."""
+    around: Surroundings = request.app.state.surroundings
+    return around
+
+
+Around = Annotated[Surroundings, Depends(surroundings)]
+Limit = Annotated[int, Query(ge=1, le=500)]
+Cursor = Annotated[str | None, Query(max_length=200)]
+
+problem = {"model": ProblemOut, "content": {PROBLEM_TYPE: {}}, "description": "A problem."}
+
+
+def new_router() -> APIRouter:
+    """Return a router of version 1 of the API."""
+    return APIRouter(prefix="/v1", responses={"default": problem})

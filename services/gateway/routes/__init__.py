@@ -1,0 +1,1 @@
+"""The routes: what comes in is checked here, the work is done elsewhere."""

@@ -1,0 +1,1 @@
+"""Reads sources entry by entry: archives, manifests, prefixes and URLs become recordings."""
