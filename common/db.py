@@ -163,7 +163,7 @@ class Source(Base):
     job_id: Mapped[str] = mapped_column(ForeignKey("job.id"))
     kind: Mapped[str] = mapped_column(String(16))
     name: Mapped[str] = mapped_column(Text)  # for people
-    spec: Mapped[dict[str, Any]] = mapped_column(Json)  # see services/ingester/specs
+    spec: Mapped[dict[str, Any]] = mapped_column(Json)  # see common/sources.py
     state: Mapped[str] = mapped_column(String(16), default=SourceState.PENDING.value)
     created_at: Mapped[float] = mapped_column(Seconds, default=DbNow())
     finished_at: Mapped[float | None] = mapped_column(Seconds)

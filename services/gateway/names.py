@@ -1,38 +1,15 @@
-"""Names that users give: kept as data, never used as a path; and safe names for downloads."""
+"""Safe names for downloads, made from the names that users give."""
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from pathlib import PurePosixPath
-from typing import Annotated
 from urllib.parse import quote
 
-from pydantic import AfterValidator
+from common.names import CleanName as CleanName
+from common.names import clean_name as clean_name
 
-MAX_NAME_LENGTH = 500
-BIDI_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control, surrogate, line separators
 MAX_STEM_LENGTH = 100
-
-
-def clean_name(raw: str) -> str:
-    """Return a name in Unicode's composed form without space around it.
-
-    Raises:
-        ValueError: empty, too long, or with control characters or direction overrides.
-    """
-    name = unicodedata.normalize("NFC", raw).strip()
-    if not name:
-        raise ValueError("a name must not be empty")
-    if len(name) > MAX_NAME_LENGTH:
-        raise ValueError(f"a name must not be longer than {MAX_NAME_LENGTH} characters")
-    if any(unicodedata.category(c) in REFUSED_CATEGORIES or c in BIDI_OVERRIDES for c in name):
-        raise ValueError("a name must not hold control characters")
-    return name
-
-
-CleanName = Annotated[str, AfterValidator(clean_name)]
 
 
 def download_name(recording_name: str, ending: str) -> str:
