@@ -10,6 +10,7 @@ SoundmillError
 │   │   └── AudioUnsupported   sample rate or channel count out of range
 │   ├── ParametersInvalid      the job's parameters do not fit the stage
 │   ├── ObjectTooLarge         more bytes than allowed
+│   ├── PartShort              fewer bytes of a part than were announced
 │   ├── EntryRejected          an entry of a source cannot become a recording; carries its code
 │   ├── SourceInvalid          a source cannot be read (any further); carries its code
 │   ├── WeightsInvalid         a weights file does not fit its config or digest
@@ -21,6 +22,7 @@ SoundmillError
 ├── NotFound                   no such job, recording, stage run, artifact or object
 ├── Conflict                   the request does not fit the state of the job
 ├── QuotaExceeded              the API key has used up what it may
+├── KeyRefused                 no such API key, or not any more; carries its code
 └── StaleFence                 another attempt owns the StageRun now; write nothing
 """
 
@@ -84,6 +86,10 @@ class ObjectTooLarge(PermanentError):
     code = "too_large"
 
 
+class PartShort(PermanentError):
+    code = "part_size_wrong"
+
+
 class EntryRejected(PermanentError):
     """One entry is at fault, the rest of its source goes on. ``code`` says how."""
 
@@ -142,6 +148,14 @@ class Conflict(SoundmillError):
 
 class QuotaExceeded(SoundmillError):
     code = "quota_exceeded"
+
+
+class KeyRefused(SoundmillError):
+    """An API key opens nothing. ``code`` says why."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
 
 
 class StaleFence(SoundmillError):
