@@ -11,6 +11,7 @@ SoundmillError
 │   ├── ParametersInvalid      the job's parameters do not fit the stage
 │   ├── ObjectTooLarge         more bytes than allowed
 │   ├── PartShort              fewer bytes of a part than were announced
+│   ├── UrlForbidden           a URL that is not followed: no http, no public address
 │   ├── EntryRejected          an entry of a source cannot become a recording; carries its code
 │   ├── SourceInvalid          a source cannot be read (any further); carries its code
 │   ├── WeightsInvalid         a weights file does not fit its config or digest
@@ -18,6 +19,7 @@ SoundmillError
 ├── TransientError             a retry can help
 │   ├── StoreUnavailable       object store or network
 │   ├── DiskFull               no space for scratch files or artifacts
+│   ├── UrlUnreachable         a URL that does not answer (well) now
 │   └── OutOfMemory            the device or the host ran out of memory
 ├── NotFound                   no such job, recording, stage run, artifact or object
 ├── Conflict                   the request does not fit the state of the job
@@ -90,6 +92,10 @@ class PartShort(PermanentError):
     code = "part_size_wrong"
 
 
+class UrlForbidden(PermanentError):
+    code = "url_forbidden"
+
+
 class EntryRejected(PermanentError):
     """One entry is at fault, the rest of its source goes on. ``code`` says how."""
 
@@ -124,6 +130,10 @@ class StoreUnavailable(Outage):
 
 class DiskFull(Outage):
     code = "disk_full"
+
+
+class UrlUnreachable(TransientError):
+    code = "url_unreachable"
 
 
 class OutOfMemory(TransientError):
