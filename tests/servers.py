@@ -248,6 +248,13 @@ class PostgresServer:
         )
         self._process.wait_until(self._answers)
 
+    @property
+    def pid(self) -> int:
+        """The id of the main process."""
+        if self._process is None:
+            raise ServerFailed("PostgreSQL does not run")
+        return self._process.pid
+
     def url(self, database: str = "postgres") -> str:
         """Return the SQLAlchemy URL of a database."""
         return f"postgresql+psycopg://{self.USER}:{self.password}@127.0.0.1:{self.port}/{database}"
@@ -368,6 +375,11 @@ class S3Server:
         for process, port in zip(self._processes, ports.values(), strict=True):
             process.wait_until(lambda port=port: listens(port))
         self._processes[0].wait_until(self._healthy)
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the processes."""
+        return [process.pid for process in self._processes]
 
     def client(self) -> Minio:
         """Return a new client."""
