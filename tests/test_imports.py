@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS = ["segmenter", "classifier", "enhancer", "restorer"]
 SERVICES = ["gateway", "ingester", "dispatcher", *WORKERS]
 LAYERS = [
-    {"domain", "errors", "labels"},
-    {"settings", "logs", "metrics", "params"},
+    {"domain", "errors", "labels", "names"},
+    {"settings", "logs", "metrics", "params", "sources"},
     {"db", "storage", "broker", "messages", "migrate", "migrations", "stage_io", "results"},
-    {"quotas", "keys", "egress"},
+    {"quotas", "keys", "addresses", "egress", "garbage", "webhooks"},
     {"jobs", "runs"},
     {"stage"},
 ]
