@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import Depends
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import ColumnElement, true
 from sqlalchemy.orm import Session
 
 from common.db import Job, Recording
 from common.domain import Scope
-from common.errors import NotFound
+from common.errors import KeyRefused, NotFound
+from services.gateway.context import Around
+from services.gateway.guard import check_local
+from services.gateway.problems import CHALLENGE, Problem
+
+BEARER = HTTPBearer(auto_error=False, description="An API key: see `soundmill keys create`.")
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,14 @@ class Caller:
         )
         return owned
 
+    def require(self, scope: Scope) -> Caller:
+        """Return the caller itself. Raises Problem where the key lacks a scope."""
+        if scope not in self.scopes and not self.sees_all:
+            raise Problem(
+                HTTPStatus.FORBIDDEN, "scope_missing", f"This API key lacks the scope {scope}."
+            )
+        return self
+
     def job(self, session: Session, job_id: str, *, lock: bool = False) -> Job:
         """Return a job of the caller. Raises NotFound, also for a job of somebody else."""
         job = session.get(Job, job_id, with_for_update=True if lock else None)
@@ -55,14 +70,48 @@ class Caller:
         return recording
 
 
-def reader() -> Caller:
+LOCAL_USER = Caller(None, frozenset(Scope))
+
+
+async def identify(
+    request: Request,
+    around: Around,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)],
+) -> Caller:
+    """Return who sent the request.
+
+    Raises:
+        Problem: ``key_missing``, ``rate_limited``, or see ``guard.check_local``.
+        KeyRefused: the key that was sent opens nothing.
+    """
+    if credentials is not None:
+        holder = await around.keyring.open(credentials.credentials)
+        await around.limiter.check(holder.key_id, holder.requests_per_minute)
+        return Caller(holder.key_id, holder.scopes)
+    if "authorization" in request.headers:
+        raise KeyRefused("key_invalid", "Send the API key as: Authorization: Bearer sm_...")
+    if not around.keyless:
+        raise Problem(
+            HTTPStatus.UNAUTHORIZED,
+            "key_missing",
+            "Send an API key as: Authorization: Bearer sm_...",
+            CHALLENGE,
+        )
+    check_local(request)
+    return LOCAL_USER
+
+
+Identified = Annotated[Caller, Depends(identify)]
+
+
+async def reader(caller: Identified) -> Caller:
     """Return who asks to look at something (scope ``read``)."""
-    return Caller(None, frozenset(Scope))
+    return caller.require(Scope.READ)
 
 
-def submitter() -> Caller:
+async def submitter(caller: Identified) -> Caller:
     """Return who asks to change something (scope ``submit``)."""
-    return Caller(None, frozenset(Scope))
+    return caller.require(Scope.SUBMIT)
 
 
 Reader = Annotated[Caller, Depends(reader)]

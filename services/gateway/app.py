@@ -17,6 +17,9 @@ from common.settings import Settings
 from common.storage import open_store
 from services.gateway import problems
 from services.gateway.context import Surroundings
+from services.gateway.guard import NoNul, is_loopback
+from services.gateway.keyring import Keyring
+from services.gateway.limits import RateLimiter
 from services.gateway.observe import HttpMetrics, Observed, RunMetrics
 from services.gateway.routes import (
     exports,
@@ -53,6 +56,9 @@ def create_app(settings: Settings) -> FastAPI:
             socket_timeout=REDIS_TIMEOUT_S,
             socket_connect_timeout=REDIS_TIMEOUT_S,
         ),
+        keyring=Keyring(readers),
+        limiter=RateLimiter(settings.redis_url.get_secret_value(), settings.requests_per_minute),
+        keyless=settings.embedded and is_loopback(settings.host),
         registry=registry,
         metrics=metrics,
     )
@@ -64,6 +70,7 @@ def create_app(settings: Settings) -> FastAPI:
         except SoundmillError as error:  # it may come later: /ready tells
             log.warning("object store not prepared", detail=str(error))
         yield
+        await around.limiter.close()
         around.checks.shutdown(wait=False, cancel_futures=True)
         around.redis.close()
         engine.dispose()
@@ -74,10 +81,12 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat whatever the Host header says
     )
     app.state.surroundings = around
     for part in ROUTES:
         app.include_router(part.router)
     problems.install(app)
+    app.add_middleware(NoNul)
     app.add_middleware(Observed, metrics=metrics)
     return app

@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from common.settings import Settings
 from common.storage import ObjectStore
 from services.gateway.bodies import Receiver
+from services.gateway.keyring import Keyring
+from services.gateway.limits import RateLimiter
 from services.gateway.observe import HttpMetrics
 from services.gateway.problems import MEDIA_TYPE as PROBLEM_TYPE
 from services.gateway.schemas import ProblemOut
@@ -31,13 +33,16 @@ class Surroundings:
     readers: sessionmaker[Session]
     store: ObjectStore
     redis: redis.Redis
+    keyring: Keyring
+    limiter: RateLimiter
+    keyless: bool  # the one user of this machine needs no key
     registry: CollectorRegistry
     metrics: HttpMetrics
     receiver: Receiver = field(default_factory=Receiver)
     checks: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 6, "check"))
 
 
-def surroundings(request: Request) -> Surroundings:
+async def surroundings(request: Request) -> Surroundings:
     """Return what ``create_app`` put into the application."""
     around: Surroundings = request.app.state.surroundings
     return around

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from sqlalchemy.exc import InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import DataError, InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 
 from common import logs
@@ -22,6 +22,7 @@ from common.errors import (
     ArtifactInvalid,
     Conflict,
     DiskFull,
+    KeyRefused,
     NotFound,
     ObjectTooLarge,
     PermanentError,
@@ -34,11 +35,13 @@ log = logs.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+CHALLENGE = {"WWW-Authenticate": 'Bearer realm="soundmill"'}
 
 STATUS_OF: dict[type[SoundmillError], HTTPStatus] = {  # the first that fits counts
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.CONFLICT,
     QuotaExceeded: HTTPStatus.FORBIDDEN,
+    KeyRefused: HTTPStatus.UNAUTHORIZED,
     ObjectTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ArtifactInvalid: HTTPStatus.INTERNAL_SERVER_ERROR,
     PermanentError: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -112,6 +115,7 @@ def install(app: FastAPI) -> None:
         SoundmillError,
         HTTPException,
         RequestValidationError,
+        DataError,
         OperationalError,
         InterfaceError,
         TimeoutError,
@@ -133,7 +137,8 @@ def _as_problem(error: Exception) -> Problem:
     if isinstance(error, SoundmillError):
         found = (status for kind, status in STATUS_OF.items() if isinstance(error, kind))
         status = next(found, HTTPStatus.INTERNAL_SERVER_ERROR)
-        return Problem(status, error.code, str(error))
+        headers = CHALLENGE if status is HTTPStatus.UNAUTHORIZED else None
+        return Problem(status, error.code, str(error), headers)
     if isinstance(error, HTTPException):
         status = HTTPStatus(error.status_code)
         detail = DETAIL_OF.get(status, error.detail)
@@ -149,6 +154,8 @@ def _as_problem(error: Exception) -> Problem:
         detail = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
         status = HTTPStatus.UNPROCESSABLE_ENTITY
         return Problem(status, "request_invalid", detail, errors=faults)
+    if isinstance(error, DataError):
+        return invalid("request_invalid", "A value is not one that the database can hold.")
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "database_unavailable",

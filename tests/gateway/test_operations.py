@@ -175,7 +175,7 @@ def test_start_end_and_one_log_line_per_request(process_settings: Settings, tmp_
         # A sender in the middle of its body does not keep the process from ending.
         with socket.create_connection(("127.0.0.1", gateway.port)) as sender:
             job_id = httpx.post(f"{gateway.url}/v1/jobs", json={}).json()["id"]
-            request = f"POST /v1/jobs/{job_id}/recordings?name=a HTTP/1.1\r\nHost: a\r\n"
+            request = f"POST /v1/jobs/{job_id}/recordings?name=a HTTP/1.1\r\nHost: localhost\r\n"
             sender.sendall(f"{request}Content-Length: 1000\r\n\r\nsome".encode())
             time.sleep(0.5)
             started = time.monotonic()
