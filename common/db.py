@@ -51,7 +51,7 @@ SQLITE_BUSY_TIMEOUT_S = 60
 READ_ONLY = {"read_only": True}
 
 Serial = BigInteger().with_variant(Integer(), "sqlite")  # SQLite counts up INTEGER alone
-Json = JSON().with_variant(JSONB(), "postgresql")
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 Seconds = Double
 IdType = String(ID_LENGTH)
 
@@ -276,6 +276,7 @@ class WebhookDelivery(Base):
     __table_args__ = (
         UniqueConstraint("webhook_id", "event_id", name="uq_delivery"),
         Index("ix_delivery_due", "state", "next_attempt_at"),
+        Index("ix_delivery_event", "event_id"),
     )
 
     id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)

@@ -149,7 +149,9 @@ def record_event(session: Session, job: Job, kind: JobEventKind, **data: Any) ->
     session.add(event)
     session.flush()
     owned = Webhook.owner.is_(None) if job.owner is None else Webhook.owner == job.owner
-    for webhook in session.scalars(select(Webhook).where(owned, Webhook.disabled_at.is_(None))):
+    listening = select(Webhook).where(owned, Webhook.disabled_at.is_(None))
+    # The lock keeps a webhook from being deleted before its delivery is committed.
+    for webhook in session.scalars(listening.with_for_update(read=True, key_share=True)):
         if not webhook.kinds or kind.value in webhook.kinds:
             session.add(WebhookDelivery(webhook_id=webhook.id, event_id=event.id))
 

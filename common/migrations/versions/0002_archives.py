@@ -186,6 +186,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("webhook_id", "event_id", name="uq_delivery"),
     )
     op.create_index("ix_delivery_due", "webhook_delivery", ["state", "next_attempt_at"])
+    op.create_index("ix_delivery_event", "webhook_delivery", ["event_id"])
 
     # SQLite adds columns, but no constraints, to a table that others refer to: hence the plain
     # statements, and unique indexes rather than constraints.
