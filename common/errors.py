@@ -23,6 +23,7 @@ SoundmillError
 │   └── OutOfMemory            the device or the host ran out of memory
 ├── NotFound                   no such job, recording, stage run, artifact or object
 ├── Conflict                   the request does not fit the state of the job
+│   └── DeadlinePassed         the job's deadline lies behind
 ├── QuotaExceeded              the API key has used up what it may
 ├── KeyRefused                 no such API key, or not any more; carries its code
 └── StaleFence                 another attempt owns the StageRun now; write nothing
@@ -154,6 +155,10 @@ class NotFound(SoundmillError):
 
 class Conflict(SoundmillError):
     code = "conflict"
+
+
+class DeadlinePassed(Conflict):
+    code = "deadline_passed"
 
 
 class QuotaExceeded(SoundmillError):

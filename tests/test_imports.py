@@ -17,7 +17,7 @@ LAYERS = [
     {"settings", "logs", "metrics", "params", "sources"},
     {"db", "storage", "broker", "messages", "migrate", "migrations", "stage_io", "results"},
     {"quotas", "keys", "addresses", "egress", "garbage", "webhooks"},
-    {"jobs", "runs"},
+    {"jobs", "runs", "spans"},
     {"stage"},
 ]
 MODEL_FILES = ["config", "model", "train", "evaluate", "infer", "tasks"]

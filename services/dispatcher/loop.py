@@ -1,4 +1,4 @@
-"""The dispatcher's turn, again and again: recover, dispatch, count.
+"""The dispatcher's turn, again and again: recover, end, dispatch, count.
 
 Every step is its own short transaction. When the database or Redis does not answer, the turn is
 given up and tried again; nothing is kept in memory that a new dispatcher would miss.
@@ -21,7 +21,7 @@ from common.db import make_engine, make_readers, make_sessions
 from common.domain import STAGE_NEEDS, Priority, Stage
 from common.messages import ShardMessage
 from common.settings import Settings
-from services.dispatcher import counters, recovery, shards
+from services.dispatcher import counters, lifecycle, recovery, shards
 
 log = logs.get_logger(__name__)
 
@@ -63,8 +63,10 @@ class Dispatcher:
                 stop.wait(self.settings.dispatch_interval_s)
 
     def turn(self) -> int:
-        """Recover, dispatch and, when it is time, count; return the number of shards published."""
+        """Recover, end, dispatch and, when it is time, count; return the shards published."""
         self.recover()
+        lifecycle.expire_jobs(self.readers, self.sessions)
+        lifecycle.end_jobs(self.readers, self.sessions)
         published = sum(self.dispatch(stage) for stage in reversed(STAGE_NEEDS))
         if time.monotonic() >= self.count_again_at:
             self.count()

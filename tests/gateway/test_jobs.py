@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from common import runs
+from common import runs, spans
 from common.db import Attempt, DbNow, Job, StageRun
 from common.domain import JobState, Outcome, RunState, Stage
 from common.errors import StaleFence
 from common.runs import Measures
-from services.gateway import service
+from services.dispatcher import lifecycle
+from services.gateway import changes
 from tests.gateway.conftest import FACTS, STACKS, Gateway, problem
 
 pytestmark = STACKS
@@ -164,14 +165,17 @@ def test_a_recording_in_full(gateway: Gateway) -> None:
 def test_cancelling_ends_everything_and_keeps_results(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "BATCH_RECORDINGS", 2)
+    monkeypatch.setattr(changes, "BUSY_SPAN_RECORDINGS", 1)
     job_id = gateway.new_job()
     ids = [gateway.upload(job_id) for _ in range(7)]
     gateway.succeed(ids[0], Stage.SEGMENT)
     gateway.fail(ids[1], Stage.SEGMENT)
     claim = gateway.claim(ids[2], Stage.SEGMENT)
     job = gateway.client.post(f"/v1/jobs/{job_id}/cancel").raise_for_status().json()
-    assert job["state"] == "cancelled"
+    assert (job["state"], job["finished_at"]) == ("cancelled", None)
+    assert gateway.states(ids[2])["segment"] == "cancelled"  # at once; the rest follows
+    lifecycle.end_jobs(gateway.sessions, gateway.sessions)
+    job = gateway.get(f"/v1/jobs/{job_id}")
     assert job["finished_at"] is not None
     assert gateway.states(ids[0]) == all_in("cancelled") | {"segment": "succeeded"}
     assert gateway.states(ids[1]) == all_in("skipped") | {"segment": "failed"}
@@ -218,7 +222,7 @@ def test_a_completed_job_cannot_be_cancelled(gateway: Gateway) -> None:
 
 
 def test_trying_again_what_failed(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "BATCH_RECORDINGS", 2)
+    monkeypatch.setattr(spans, "SPAN_RECORDINGS", 2)
     job_id = gateway.new_job()
     ids = [gateway.upload(job_id) for _ in range(5)]
     for number in (0, 1, 2):

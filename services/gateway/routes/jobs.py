@@ -10,7 +10,7 @@ from anyio import to_thread
 from fastapi import Request, Response
 
 from common.domain import JobState
-from services.gateway import queries, service
+from services.gateway import changes, queries, service
 from services.gateway.access import Caller, Reader, Submitter
 from services.gateway.bodies import Body
 from services.gateway.context import Around, Cursor, Limit, Surroundings, new_router
@@ -87,15 +87,15 @@ def close_job(around: Around, caller: Submitter, job_id: str) -> JobOut:
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(around: Around, caller: Submitter, job_id: str) -> JobOut:
     """Cancel what has not ended yet. Results that are there stay."""
-    service.cancel_job(around.sessions, caller, job_id)
+    changes.cancel_job(around.sessions, caller, job_id)
     return _job(around, caller, job_id)
 
 
 @router.post("/jobs/{job_id}/retry")
 def retry_job(around: Around, caller: Submitter, job_id: str) -> RetryOut:
     """Put stage runs that failed, were quarantined or skipped back to work."""
-    retried = service.retry_job(around.sessions, caller, job_id)
-    return RetryOut(job=_job(around, caller, job_id), retried=retried)
+    retried = changes.retry_job(around.sessions, caller, job_id)
+    return RetryOut(job=_job(around, caller, job_id), retried=retried.runs)
 
 
 @router.get("/jobs")
