@@ -42,7 +42,7 @@ def test_status_without_a_stack_says_how_to_start_one(home: Path) -> None:
 
 
 def test_gateway_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.api.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("client.api.connection.PATIENCE_S", 0.0)
     url = "http://127.0.0.1:9"
     result = CliRunner().invoke(app, ["status", "--url", url, "--home", str(home)])
     assert result.exit_code == 1

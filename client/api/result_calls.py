@@ -1,0 +1,48 @@
+"""Calls that follow a job and fetch its results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from client.api.call import Call, Download, Export, Stream, given
+from client.api.records import Record, Recording
+
+
+class Found(Record):
+    """What a search by text found: the labels it was taken for, recordings that hold them."""
+
+    labels: list[str]
+    recordings: list[Recording]
+    next_cursor: str | None = None
+
+
+def download(recording_id: str, what: str, path: Path) -> Download:
+    """Write a result of one recording to ``path``.
+
+    ``what`` is ``artifacts/mask``, ``events.csv``, ``manifest`` and so on.
+
+    Raises:
+        OSError: the file cannot be written; what there is of it is for the caller to remove.
+    """
+    return Download(f"/v1/recordings/{recording_id}/{what}", path)
+
+
+def export(job_id: str, what: str, **options: Any) -> Export:
+    """Yield a result of a whole job as it comes.
+
+    ``what`` is ``events.csv``, ``recordings.parquet``, ``errors.jsonl``, ``manifest.jsonl``,
+    ``labels.zip`` with ``format="raven"``, ``artifacts.zip`` with ``kind=["mask"]`` and so on.
+    """
+    return Export(f"/v1/jobs/{job_id}/{what}", given(**options))
+
+
+def search(job_id: str, text: str, *, cursor: str | None = None) -> Call[Found]:
+    """Return recordings of a job in which something sounds, asked for in words."""
+    params = {"text": text, **given(cursor=cursor)}
+    return Call("GET", f"/v1/jobs/{job_id}/search", Found.model_validate, params)
+
+
+def events(job_id: str, after: int | None = None) -> Stream:
+    """Yield what happens to a job, from the event after ``after`` on, as it happens."""
+    return Stream(f"/v1/jobs/{job_id}/events", after)
