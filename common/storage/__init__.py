@@ -11,10 +11,12 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from common.settings import Settings
+from common.storage.base import MultipartStat as MultipartStat
 from common.storage.base import ObjectStat as ObjectStat
 from common.storage.base import ObjectStore as ObjectStore
 from common.storage.base import Readable as Readable
 from common.storage.base import StoredObject as StoredObject
+from common.storage.base import StoredPart as StoredPart
 from common.storage.directory import DirectoryStore
 from common.storage.s3 import S3Store
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from common.errors import DiskFull, ObjectTooLarge, StoreUnavailable
+from common.errors import DiskFull, ObjectTooLarge, PartShort, StoreUnavailable
 
 BLOCK_BYTES = 1 << 20
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -41,6 +41,27 @@ class ObjectStat:
     key: str
     size_bytes: int
     etag: str
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A part of a multipart upload that has arrived whole. ``number`` counts from 1."""
+
+    number: int
+    size_bytes: int
+    etag: str
+
+
+StoredParts = list[StoredPart]
+
+
+@dataclass(frozen=True)
+class MultipartStat:
+    """A multipart upload that is neither complete nor aborted. Seconds since 1970."""
+
+    key: str
+    store_id: str
+    started_at: float
 
 
 class ObjectStore(Protocol):
@@ -100,6 +121,46 @@ class ObjectStore(Protocol):
         ``filename`` is plain ASCII without quotes.
         """
 
+    def start_multipart(self, key: str, media_type: str, part_bytes: int) -> str:
+        """Begin an upload in parts of ``part_bytes`` each (the last may be shorter).
+
+        Returns the store's own name for the upload. There is no object until it is complete.
+        """
+
+    def put_part(self, key: str, store_id: str, number: int, reader: Readable, size: int) -> str:
+        """Store ``size`` bytes of ``reader`` as part ``number``; return its entity tag.
+
+        A part that is sent again replaces the one before. Of one that fails nothing stays, nor
+        does, perhaps, the one before. Nothing is retried: ``reader`` can be read only once.
+
+        Raises:
+            NotFound: no such upload (any more).
+            Conflict: the part is being written by somebody else.
+            DiskFull: no room.
+        """
+
+    def list_parts(self, key: str, store_id: str) -> StoredParts:
+        """Return the parts that have arrived, by number. Raises NotFound."""
+
+    def presign_part(self, key: str, store_id: str, number: int, expires_s: int) -> str | None:
+        """Return an expiring URL to which the part may be PUT; None if not offered."""
+
+    def complete_multipart(self, key: str, store_id: str, parts: Sequence[StoredPart]) -> None:
+        """Make the object of ``parts``: all of them, in order, none but the last short.
+
+        Completing again either changes nothing or raises NotFound.
+
+        Raises:
+            NotFound: no such upload (any more).
+            Conflict: a part is not (any more) as ``parts`` has it.
+        """
+
+    def abort_multipart(self, key: str, store_id: str) -> None:
+        """Give an upload up and remove its parts; nothing happens if it is not there."""
+
+    def list_multiparts(self, older_than_s: float) -> Iterator[MultipartStat]:
+        """Yield the uploads that began longer ago and are neither complete nor aborted."""
+
 
 class Hashing:
     """Reads full blocks from a reader while it hashes, counts and limits them."""
@@ -129,6 +190,32 @@ class Hashing:
     def stored(self, key: str, etag: str | None) -> StoredObject:
         """Return the record of what was read."""
         return StoredObject(key, self.size_bytes, self._sha256.hexdigest(), etag or "")
+
+
+class Exactly:
+    """Reads ``size`` bytes from a reader, no more, and holds it to them.
+
+    ``error`` is what the reader raised, if it did: a client library that reads from this may hide
+    it behind an error of its own.
+    """
+
+    def __init__(self, reader: Readable, size: int) -> None:
+        self._reader = reader
+        self._missing = size
+        self.error: Exception | None = None
+
+    def blocks(self) -> Iterator[bytes]:
+        """Yield the bytes. Raises PartShort when the reader ends early."""
+        while self._missing > 0:
+            try:
+                block = self._reader.read(min(BLOCK_BYTES, self._missing))
+                if not block:
+                    raise PartShort(f"{self._missing} bytes are missing")
+            except Exception as error:
+                self.error = error
+                raise
+            self._missing -= len(block)
+            yield block
 
 
 def check_key(key: str) -> str:

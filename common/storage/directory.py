@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +22,13 @@ from common.storage.base import (
     check_key,
     os_errors,
 )
+from common.storage.files import ABSENT, copy, found, rename, write_all
+from common.storage.parts import PartFolders
 
 ABANDONED_AFTER_S = 60.0
-ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-class DirectoryStore:
+class DirectoryStore(PartFolders):
     """Objects as read-only files in a directory.
 
     A file is written beside, flushed to disk, then renamed. While it is written it is locked, so
@@ -36,13 +36,14 @@ class DirectoryStore:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        super().__init__(root)
         self._partial = root / ".partial"  # no key begins with a dot
 
     def prepare(self) -> None:
         with os_errors(f"preparing {self.root}"):
             self._partial.mkdir(parents=True, exist_ok=True)
             self._sweep()
+            self.sweep_multiparts(ABANDONED_AFTER_S)
 
     def check(self) -> None:
         usable = self.root.is_dir() and os.access(self.root, os.R_OK | os.W_OK | os.X_OK)
@@ -58,7 +59,7 @@ class DirectoryStore:
         with self._beside(path, doing) as file:
             while block := source.read():
                 with os_errors(doing):
-                    _write_all(file, block)
+                    write_all(file, block)
         return source.stored(key, self.stat(key).etag)
 
     def put_file(self, key: str, path: Path, media_type: str) -> StoredObject:
@@ -69,7 +70,7 @@ class DirectoryStore:
     def open(
         self, key: str, start: int = 0, length: int | None = None
     ) -> Iterator[Iterator[bytes]]:
-        with self._found(key, f"opening {key}"):
+        with found(f"opening {key}"):
             file = self._path(key).open("rb")
         with file:
             file.seek(start)
@@ -77,21 +78,21 @@ class DirectoryStore:
 
     def fetch(self, key: str, path: Path) -> None:
         source = self._path(key)
-        with self._found(key, f"fetching {key}"):
+        with found(f"fetching {key}"):
             path.unlink(missing_ok=True)
             try:
                 os.link(source, path)
             except ABSENT:
                 raise
             except OSError:  # another file system, or one without hard links
-                _copy(source, path)
+                copy(source, path)
 
     def local_path(self, key: str) -> Path | None:
         path = self._path(key)
         return path if path.is_file() else None
 
     def stat(self, key: str) -> ObjectStat:
-        with self._found(key, f"looking at {key}"):
+        with found(f"looking at {key}"):
             status = self._path(key).stat()
         if not S_ISREG(status.st_mode):
             raise NotFound(f"no object {key}")
@@ -115,13 +116,7 @@ class DirectoryStore:
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         if prefix:
             check_key(prefix.rstrip("/"))
-        keys = (
-            Path(folder, name).relative_to(self.root).as_posix()
-            for folder, _, names in os.walk(self.root / prefix.rpartition("/")[0])
-            if Path(folder) != self._partial
-            for name in names
-        )
-        for key in sorted(key for key in keys if key.startswith(prefix)):
+        for key in sorted(key for key in self._keys(prefix) if key.startswith(prefix)):
             try:
                 yield self.stat(key)
             except NotFound:  # deleted meanwhile
@@ -130,18 +125,14 @@ class DirectoryStore:
     def presigned_get(self, key: str, expires_s: int, filename: str) -> str | None:
         return None
 
+    def _keys(self, prefix: str) -> Iterator[str]:
+        for folder, below, names in os.walk(self.root / prefix.rpartition("/")[0]):
+            below[:] = [name for name in below if not name.startswith(".")]  # those are no keys
+            for name in names:
+                yield Path(folder, name).relative_to(self.root).as_posix()
+
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
-
-    @contextmanager
-    def _found(self, key: str, doing: str) -> Iterator[None]:
-        try:
-            with os_errors(doing):
-                yield
-        except StoreUnavailable as error:
-            if isinstance(error.__cause__, ABSENT):
-                raise NotFound(f"no object {key}") from error
-            raise
 
     @contextmanager
     def _beside(self, path: Path, doing: str) -> Iterator[FileIO]:
@@ -158,7 +149,7 @@ class DirectoryStore:
                 with os_errors(doing):
                     os.fchmod(file.fileno(), 0o444)
                     os.fsync(file.fileno())
-                    _rename(partial, path)
+                    rename(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
@@ -174,37 +165,6 @@ class DirectoryStore:
                     partial.unlink(missing_ok=True)
             except (FileNotFoundError, BlockingIOError):
                 continue
-
-
-def _write_all(file: FileIO, block: bytes) -> None:
-    rest = memoryview(block)
-    while rest:
-        rest = rest[file.write(rest) :]
-
-
-def _rename(partial: Path, path: Path) -> None:
-    """Move ``partial`` to ``path``, durably, making the folders of ``path``."""
-    for last in (False, False, True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.replace(path)
-            break
-        except FileNotFoundError:  # a deletion has just removed the empty folder
-            if last:
-                raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _copy(source: Path, path: Path) -> None:
-    try:
-        shutil.copyfile(source, path)
-    except OSError:
-        path.unlink(missing_ok=True)
-        raise
 
 
 def _blocks(file: BinaryIO, key: str, length: int | None) -> Iterator[bytes]:

@@ -189,6 +189,7 @@ def gateway_settings(
         embedded=True,
         max_upload_bytes=20 << 20,
         max_recordings_per_job=1000,
+        s3_public_endpoint=store_options.get("s3_endpoint", ""),
         **store_options,
     )
 
