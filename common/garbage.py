@@ -12,14 +12,16 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from common.db import DbNow, Garbage
+from common.db import Garbage
+
+TOUCH_S = 1e-3  # more than the coarsest clock of a database tells apart
 
 
 def discard(session: Session, keys: Collection[str]) -> None:
     """Note that the results under ``keys`` may be unused.
 
-    A row that is there already is locked and touched, so that a sweeper which looks at it just now
-    looks again.
+    A row that is there already is locked and touched, so that a sweeper which works on it just now
+    looks at it again.
     """
     if not keys:
         return
@@ -27,7 +29,7 @@ def discard(session: Session, keys: Collection[str]) -> None:
     insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
     session.execute(
         insert(Garbage.__table__).on_conflict_do_update(  # type: ignore[arg-type]
-            index_elements=["key"], set_={"created_at": DbNow()}
+            index_elements=["key"], set_={"created_at": Garbage.created_at + TOUCH_S}
         ),
         [{"key": key} for key in sorted(keys)],  # in one order, so that nobody waits in a circle
     )
