@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import time
 
-from sqlalchemy import select, update
+from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import spans
 from common.db import DbNow, Job, Source
 from common.domain import JobEventKind, JobState, SourceState
-from common.jobs import UNREAD, has_work, record_event
+from common.jobs import has_work, record_event
 
 ENDING_S = 0.2  # of one turn, at most and rounded up to whole spans: dispatching goes on meanwhile
 ACTIVE = (JobState.OPEN.value, JobState.CLOSED.value)
@@ -55,15 +55,9 @@ def end_jobs(readers: sessionmaker[Session], sessions: sessionmaker[Session]) ->
                 .where(Job.state.in_(ENDS), Job.finished_at.is_(None))
                 .order_by(Job.id)
             ).all()
-        if not ending:
+        more = [_end_next(sessions, job_id) for job_id in ending]
+        if not any(more):
             return
-        for job_id in ending:
-            with sessions.begin() as session:
-                job = session.scalar(
-                    select(Job).where(Job.id == job_id).with_for_update(skip_locked=True)
-                )
-                if job is not None and job.state in ENDS and job.finished_at is None:
-                    _end_next(session, job)
 
 
 def complete_job(session: Session, job: Job) -> bool:
@@ -76,11 +70,38 @@ def complete_job(session: Session, job: Job) -> bool:
     return True
 
 
-def _end_next(session: Session, job: Job) -> None:
-    code = spans.DEADLINE_PASSED if job.state == JobState.EXPIRED.value else None
+def _end_next(sessions: sessionmaker[Session], job_id: str) -> bool:
+    """Cancel the next span of an ending job; return whether there is more to do at once."""
+    with sessions.begin() as session:
+        job = session.scalar(select(Job).where(Job.id == job_id).with_for_update(skip_locked=True))
+        if job is None or job.state not in ENDS or job.finished_at is not None:
+            return False
+        code = spans.DEADLINE_PASSED if job.state == JobState.EXPIRED.value else None
+        _cancel_sources(session, job, code)
+        for states in (spans.BUSY, spans.UNFINISHED):  # first what workers hold, so that they stop
+            span = spans.next_span(session, job_id, states)
+            if span is not None:
+                spans.lock(session, span)
+                spans.cancel(session, span, states, code)
+                return True
+        if not has_work(session, job):
+            job.finished_at = session.scalar(select(DbNow()))
+            if job.deleted_at is None:
+                record_event(session, job, ENDS[job.state])
+        return False
+
+
+def _cancel_sources(session: Session, job: Job, code: str | None) -> None:
+    """Cancel the sources that nobody reads. An ingester cancels its own and clears up after it."""
     session.execute(
         update(Source)
-        .where(Source.job_id == job.id, Source.state.in_(UNREAD))
+        .where(
+            Source.job_id == job.id,
+            or_(
+                Source.state == SourceState.PENDING.value,
+                and_(Source.state == SourceState.RUNNING.value, Source.lease_expires_at < DbNow()),
+            ),
+        )
         .values(
             state=SourceState.CANCELLED.value,
             finished_at=DbNow(),
@@ -89,12 +110,3 @@ def _end_next(session: Session, job: Job) -> None:
         )
         .execution_options(synchronize_session=False)
     )
-    for states in (spans.BUSY, spans.UNFINISHED):  # first what workers hold, so that they stop
-        span = spans.next_span(session, job.id, states)
-        if span is not None:
-            spans.lock(session, span)
-            spans.cancel(session, span, states, code)
-            return
-    job.finished_at = session.scalar(select(DbNow()))
-    if job.deleted_at is None:
-        record_event(session, job, ENDS[job.state])

@@ -39,7 +39,7 @@ class Dispatcher:
         self.readers: sessionmaker[Session] = make_readers(self.engine)
         self.app: Celery = make_app(settings)
         self.redis = redis.Redis.from_url(settings.redis_url.get_secret_value())
-        self.turns = shards.Turns()
+        self.turns = {stage: shards.Turns() for stage in Stage}
         self.rates = counters.Rates()
         self.empty_queues = recovery.EmptyQueues()
         self.count_again_at = 0.0
@@ -87,7 +87,7 @@ class Dispatcher:
             log.warning("taken back", expired_leases=leases, lost_messages=messages)
 
     def dispatch(self, stage: Stage) -> int:
-        """Fill the queues of one stage, jobs in turn; return the number of shards published."""
+        """Fill the queues of one stage, keys and jobs in turn; return the shards published."""
         published = 0
         with self.readers() as session:
             waiting = {p: shards.waiting_jobs(session, stage, p) for p in Priority}
@@ -95,14 +95,15 @@ class Dispatcher:
                 shards.free_places(session, stage, self.settings) if any(waiting.values()) else {}
             )
         for priority in Priority:
-            jobs = self.turns.order(waiting[priority])
+            jobs = {job.job_id: job for job in waiting[priority]}
             while jobs and places[priority] > 0:
-                job_id = jobs.pop(0)
-                if self._publish_next(job_id, stage, priority):
-                    self.turns.served(job_id)
-                    jobs.append(job_id)
+                job = self.turns[stage].next(jobs.values())
+                if self._publish_next(job.job_id, stage, priority):
+                    self.turns[stage].served(job)
                     places[priority] -= 1
                     published += 1
+                else:
+                    del jobs[job.job_id]
         return published
 
     def _publish_next(self, job_id: str, stage: Stage, priority: Priority) -> bool:
@@ -133,8 +134,7 @@ class Dispatcher:
         with self.readers() as session:
             stale = counters.stale_jobs(session)
         for job_id in stale:
-            with self.sessions.begin() as session:
-                counters.count_job(session, job_id, self.rates)
+            counters.count_job(self.readers, self.sessions, job_id, self.rates)
         took_s = time.monotonic() - started
         pause_s = max(self.settings.count_interval_s, took_s / COUNTING_SHARE)
         self.count_again_at = time.monotonic() + pause_s

@@ -1,4 +1,4 @@
-"""Puts ready StageRuns into shards: bounded per queue, in turns between jobs (b).
+"""Puts ready StageRuns into shards: bounded per queue, in turns between API keys and jobs (b).
 
 A shard holds a number of seconds of audio rather than a number of files, so that short
 recordings travel together and long ones alone.
@@ -6,11 +6,10 @@ recordings travel together and long ones alone.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import distinct, func, select, update
+from sqlalchemy import ColumnElement, distinct, func, select, update
 from sqlalchemy.orm import Session
 
 from common.db import DbNow, Job, StageRun, new_id
@@ -18,6 +17,7 @@ from common.domain import JobState, Priority, RunState, Stage
 from common.settings import Settings
 
 SHARDS_PER_WORKER = 2  # one in work, one waiting
+REMEMBERED = 10_000  # jobs and keys whose turn is remembered
 
 
 @dataclass(frozen=True)
@@ -32,22 +32,54 @@ class Shard:
     audio_s: float
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A job with something to dispatch, and the API key it belongs to."""
+
+    job_id: str
+    owner: str | None
+
+
 class Turns:
-    """Whose turn it is: a job that was served goes behind all others that wait."""
+    """Whose turn it is at the queues of one stage.
+
+    API keys take turns, and so do the jobs of each key: who sends a hundred jobs gets no more of
+    the workers than who sends one.
+    """
 
     def __init__(self) -> None:
-        self._served: deque[str] = deque(maxlen=10_000)
+        self._keys = _Order()
+        self._jobs = _Order()
 
-    def order(self, job_ids: Sequence[str]) -> list[str]:
-        """Return ``job_ids``, those never or longest ago served first."""
-        rank = {job_id: place for place, job_id in enumerate(self._served, start=1)}
-        return sorted(job_ids, key=lambda job_id: rank.get(job_id, 0))
+    def next(self, waiting: Collection[Waiting]) -> Waiting:
+        """Return who is served next: the one never or longest ago served."""
+        return min(
+            waiting,
+            key=lambda w: (self._keys.rank(w.owner), w.owner or "", self._jobs.rank(w.job_id)),
+        )
 
-    def served(self, job_id: str) -> None:
-        """Note that the job had its turn."""
-        if job_id in self._served:
-            self._served.remove(job_id)
-        self._served.append(job_id)
+    def served(self, who: Waiting) -> None:
+        """Note that a job, and so its key, had its turn."""
+        self._keys.append(who.owner)
+        self._jobs.append(who.job_id)
+
+
+class _Order:
+    """What was appended last ranks highest; what never was ranks 0."""
+
+    def __init__(self) -> None:
+        self._last: dict[str | None, int] = {}
+        self._number = 0
+
+    def rank(self, item: str | None) -> int:
+        return self._last.get(item, 0)
+
+    def append(self, item: str | None) -> None:
+        self._number += 1
+        self._last.pop(item, None)
+        self._last[item] = self._number
+        if len(self._last) > REMEMBERED:
+            del self._last[next(iter(self._last))]
 
 
 def free_places(session: Session, stage: Stage, settings: Settings) -> dict[Priority, int]:
@@ -72,8 +104,8 @@ def free_places(session: Session, stage: Stage, settings: Settings) -> dict[Prio
     return {p: max(0, allowed - waiting.get(p.value, 0)) for p in Priority}
 
 
-def waiting_jobs(session: Session, stage: Stage, priority: Priority) -> list[str]:
-    """Return the ids of the jobs that have a ready StageRun for this queue."""
+def waiting_jobs(session: Session, stage: Stage, priority: Priority) -> list[Waiting]:
+    """Return the jobs that have a ready StageRun for this queue, oldest first."""
     ready = (
         select(StageRun.id)
         .where(
@@ -84,16 +116,20 @@ def waiting_jobs(session: Session, stage: Stage, priority: Priority) -> list[str
         )
         .exists()
     )
-    return list(
-        session.scalars(
-            select(Job.id)
-            .where(
-                Job.state.in_([JobState.OPEN.value, JobState.CLOSED.value]),
-                Job.priority == priority.value,
-                ready,
-            )
-            .order_by(Job.id)
-        )
+    found = session.execute(
+        select(Job.id, Job.owner)
+        .where(*_working(), Job.priority == priority.value, ready)
+        .order_by(Job.id)
+    )
+    return [Waiting(job_id, owner) for job_id, owner in found]
+
+
+def _working() -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions under which runs of a job are given to workers."""
+    return (
+        Job.state.in_([JobState.OPEN.value, JobState.CLOSED.value]),
+        Job.paused_at.is_(None),
+        Job.deleted_at.is_(None),
     )
 
 
@@ -102,8 +138,12 @@ def take_shard(
 ) -> Shard | None:
     """Move the next ready StageRuns of a job into a new shard; None when there are none left.
 
-    Several dispatchers may do this at once: rows another one holds are passed over.
+    Several dispatchers may do this at once: rows another one holds are passed over. The job is kept
+    from being paused or cancelled until the shard is recorded.
     """
+    kept = select(Job.id).where(Job.id == job_id, *_working())
+    if session.scalar(kept.with_for_update(read=True, key_share=True)) is None:
+        return None
     candidates = session.execute(
         select(StageRun.id, StageRun.audio_s, StageRun.shard_limit)
         .where(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -110,15 +111,35 @@ def test_more_workers_get_more_shards(
     assert places == {Priority.BULK: 6, Priority.INTERACTIVE: 6}
 
 
-def test_turns_put_the_one_just_served_last() -> None:
+def test_keys_take_turns_and_so_do_the_jobs_of_a_key() -> None:
     turns = shards.Turns()
-    assert turns.order(["a", "b", "c"]) == ["a", "b", "c"]
-    turns.served("a")
-    assert turns.order(["a", "b", "c"]) == ["b", "c", "a"]
-    turns.served("b")
-    turns.served("c")
-    turns.served("a")
-    assert turns.order(["a", "b", "c"]) == ["b", "c", "a"]
+    waiting = [shards.Waiting(f"a{number}", "a") for number in range(3)]
+    waiting += [shards.Waiting("b", "b"), shards.Waiting("local", None)]
+    order = []
+    for _ in range(9):
+        served = turns.next(waiting)
+        turns.served(served)
+        order.append(served.job_id)
+    assert order == ["local", "a0", "b", "local", "a1", "b", "local", "a2", "b"]
+    turns.served(shards.Waiting("a1", "a"))
+    assert turns.next(waiting[:3]).job_id == "a0"
+
+
+def test_nothing_of_a_paused_cancelled_or_deleted_job_is_dispatched(
+    sessions: sessionmaker[Session], settings: Settings, make_job: MakeJob
+) -> None:
+    changes: list[dict[str, Any]] = [
+        {"paused_at": DbNow()},
+        {"deleted_at": DbNow()},
+        {"state": JobState.CANCELLED.value},
+    ]
+    for change in changes:
+        job_id = make_job()
+        with sessions.begin() as session:
+            session.execute(update(Job).where(Job.id == job_id).values(**change))
+        assert take(sessions, settings, job_id) is None
+    with sessions() as session:
+        assert shards.waiting_jobs(session, Stage.SEGMENT, Priority.BULK) == []
 
 
 def expire(sessions: sessionmaker[Session], settings: Settings) -> int:
@@ -204,8 +225,7 @@ def test_counters_are_exact_and_end_the_job(
     rates = counters.Rates()
 
     def count() -> Job:
-        with sessions.begin() as session:
-            counters.count_job(session, job_id, rates)
+        counters.count_job(sessions, sessions, job_id, rates)
         with sessions() as session:
             job = session.get(Job, job_id)
             assert job is not None
@@ -239,6 +259,17 @@ def test_counters_are_exact_and_end_the_job(
     }
     assert (job.audio_s_done, job.state) == (30.0, JobState.COMPLETED)
     assert job.finished_at is not None
+    assert job.errors == [
+        {
+            "stage": "segment",
+            "code": None,
+            "count": 1,
+            "recording_id": job.errors[0]["recording_id"],
+            "name": "1.wav",
+            "detail": None,
+        }
+    ]
+    count()  # once more after the end
     with sessions() as session:
         assert counters.stale_jobs(session) == []
 
