@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import binascii
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +14,8 @@ from common.db import Artifact, Attempt, Job, Recording, StageRun
 from common.domain import ArtifactKind, JobState, RunState, Stage
 from common.errors import NotFound
 from common.params import parse_params
+from services.gateway import cursors
 from services.gateway.access import Caller
-from services.gateway.problems import Problem, invalid
 from services.gateway.schemas import (
     ArtifactOut,
     AttemptOut,
@@ -33,7 +31,6 @@ from services.gateway.schemas import (
 from services.gateway.walks import recordings_with_runs
 
 PIPELINE = list(Stage)
-MAX_POSITION_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -58,12 +55,12 @@ def list_jobs(
     if state is not None:
         query = query.where(Job.state == state.value)
     if cursor is not None:
-        query = query.where(Job.id < _decode_cursor(cursor))
+        query = query.where(Job.id < cursors.decode(cursor))
     jobs = session.scalars(query).all()
     more = len(jobs) > limit
     return JobPage(
         jobs=[_job_out(job) for job in jobs[:limit]],
-        next_cursor=_encode_cursor(jobs[limit - 1].id) if more else None,
+        next_cursor=cursors.encode(jobs[limit - 1].id) if more else None,
     )
 
 
@@ -83,7 +80,7 @@ def list_recordings(
         Problem: the cursor was not made here.
     """
     caller.job(session, job_id)
-    after = -1 if cursor is None else _decode_position(cursor)
+    after = -1 if cursor is None else cursors.decode_position(cursor)
     query = select(Recording).where(Recording.job_id == job_id, Recording.position > after)
     if state is not None or stage is not None:
         states = [state] if state else list(RunState)
@@ -103,7 +100,7 @@ def list_recordings(
             )
             for recording in page
         ],
-        next_cursor=_encode_cursor(str(page[-1].position)) if len(found) > limit else None,
+        next_cursor=cursors.encode(str(page[-1].position)) if len(found) > limit else None,
     )
 
 
@@ -204,25 +201,3 @@ def _artifacts_of(
             )
         )
     return found
-
-
-def _encode_cursor(place: str) -> str:
-    return urlsafe_b64encode(place.encode()).decode().rstrip("=")
-
-
-def _decode_cursor(cursor: str) -> str:
-    try:
-        return urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-    except (binascii.Error, ValueError) as error:
-        raise _bad_cursor() from error
-
-
-def _decode_position(cursor: str) -> int:
-    position = _decode_cursor(cursor)
-    if not position.isdecimal() or len(position) > MAX_POSITION_DIGITS:
-        raise _bad_cursor()
-    return int(position)
-
-
-def _bad_cursor() -> Problem:
-    return invalid("cursor_invalid", "Not a cursor of this list: take next_cursor as it comes.")
