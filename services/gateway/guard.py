@@ -60,20 +60,14 @@ def _names_loopback(host: str) -> bool:
 
 
 class NoNul:
-    """Wraps the application: an address that holds a NUL is refused, as no database takes it."""
+    """Wraps the application: a path that holds a NUL is refused, as PostgreSQL does not take it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _holds_nul(scope):
-            fault = invalid("request_invalid", "The address holds a NUL character.")
+        if scope["type"] == "http" and "\0" in scope["path"]:
+            fault = invalid("request_invalid", "The path holds a NUL character.")
             await problems.respond(Request(scope), fault)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
-
-
-def _holds_nul(scope: Scope) -> bool:
-    return (
-        "\0" in scope["path"] or b"%00" in scope["query_string"] or b"\0" in scope["query_string"]
-    )
