@@ -1,25 +1,21 @@
-"""Results as people and other programs want them: events as CSV, labels and JSON; the manifest.
+"""What was found in a recording: the stored document, and what the database keeps of it.
 
-Pure functions from documents to text, used by the gateway and by the client. Audacity reads the
-labels with File, Import, Labels: one line each of onset, offset in seconds and text, tab between.
+How events are written for people and other programs is in ``common.formats``.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 from common.domain import Event
 from common.errors import ArtifactInvalid
 
 EVENTS_VERSION = 1
-MANIFEST_VERSION = 1
-CSV_COLUMNS = ("label", "onset_s", "offset_s", "confidence")
+KEPT_EVENTS = 64
+"""So that the result of a StageRun stays below 4 KiB."""
 
 
 @dataclass(frozen=True)
@@ -68,76 +64,38 @@ def parse_events(document: bytes | str) -> Events:
 
 def events_json(found: Events) -> str:
     """Return events and tags as JSON, in the form that ``parse_events`` reads."""
-    return _json({"version": EVENTS_VERSION, **asdict(found)})
-
-
-def events_csv(found: Events) -> str:
-    """Return events as CSV with a header; times in seconds."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for event in found.events:
-        writer.writerow(
-            (
-                _one_line(event.label),
-                *(f"{x:.3f}" for x in (event.onset_s, event.offset_s, event.confidence)),
-            )
-        )
-    return text.getvalue()
-
-
-def audacity_labels(found: Events) -> str:
-    """Return events as a label track of Audacity."""
-    return "".join(
-        f"{event.onset_s:.6f}\t{event.offset_s:.6f}\t{_one_line(event.label)}\n"
-        for event in found.events
-    )
-
-
-def manifest(recording: Mapping[str, Any]) -> str:
-    """Return where results come from, as JSON: input, models, parameters, versions.
-
-    Args:
-        recording: A recording as ``GET /v1/recordings/{id}`` returns it, decoded.
-    """
-    facts = ("id", "job_id", "name", "sha256", "size_bytes", "duration_s", "sample_rate")
-    return _json(
-        {
-            "version": MANIFEST_VERSION,
-            "soundmill": version("soundmill"),
-            "recording": {name: recording[name] for name in (*facts, "channels")},
-            "stages": [_manifest_stage(run, recording) for run in recording["runs"]],
-        }
-    )
-
-
-def _manifest_stage(run: Mapping[str, Any], recording: Mapping[str, Any]) -> dict[str, Any]:
-    ended = ("succeeded", "reused")
-    last = next((a for a in reversed(run["attempts"]) if a["outcome"] in ended), None)
-    error = None
-    if run["error_code"] is not None:
-        error = {"code": run["error_code"], "detail": run["error_detail"]}
-    return {
-        "stage": run["stage"],
-        "state": run["state"],
-        "finished_at": run["finished_at"],
-        "parameters": run["parameters"],
-        "idempotency_key": run["idempotency_key"],
-        "model_digest": last and last["model_digest"],
-        "device": last and last["device"],
-        "result": run["result"],
-        "error": error,
-        "artifacts": [
-            {name: artifact[name] for name in ("kind", "media_type", "size_bytes", "sha256")}
-            for artifact in recording["artifacts"]
-            if artifact["stage"] == run["stage"]
-        ],
-    }
-
-
-def _one_line(label: str) -> str:
-    return " ".join(label.split())
-
-
-def _json(document: Mapping[str, Any]) -> str:
+    document = {"version": EVENTS_VERSION, **asdict(found)}
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def summary(found: Events) -> dict[str, Any]:
+    """Return what the classifier's StageRun keeps in the database: small, whatever was found.
+
+    ``found`` holds the events themselves, so that tables of a million recordings need not fetch a
+    million objects; it is missing where there are more than ``KEPT_EVENTS`` (see decision 0010).
+    """
+    best = max(found.tags, key=lambda tag: tag.confidence, default=None)
+    kept: dict[str, Any] = {
+        "events": len(found.events),
+        "top": best and best.label,
+        "top_confidence": best and best.confidence,
+    }
+    if len(found.events) <= KEPT_EVENTS:
+        kept["found"] = {
+            "duration_s": found.duration_s,
+            "events": [[e.label, e.onset_s, e.offset_s, e.confidence] for e in found.events],
+            "tags": [[tag.label, tag.confidence] for tag in found.tags],
+        }
+    return kept
+
+
+def parse_summary(result: Mapping[str, Any]) -> Events | None:
+    """Return the events that ``summary`` kept, None where the artifact must be read instead."""
+    found = result.get("found")
+    if found is None:
+        return None
+    return Events(
+        duration_s=found["duration_s"],
+        events=tuple(Event(*event) for event in found["events"]),
+        tags=tuple(Tag(*tag) for tag in found["tags"]),
+    )

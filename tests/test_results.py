@@ -1,9 +1,7 @@
-"""Results in the formats that other programs read."""
+"""Events as they are stored."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 
 import pytest
@@ -12,13 +10,15 @@ from hypothesis import strategies as st
 
 from common.domain import Event
 from common.errors import ArtifactInvalid
+from common.labels import LABELS
 from common.results import (
+    KEPT_EVENTS,
     Events,
     Tag,
-    audacity_labels,
-    events_csv,
     events_json,
     parse_events,
+    parse_summary,
+    summary,
 )
 
 UNIT = st.floats(0, 1)
@@ -38,25 +38,24 @@ def test_json_comes_back_as_it_was(found: Events) -> None:
 
 
 @given(FOUND)
-def test_csv_can_be_read_by_others(found: Events) -> None:
-    rows = list(csv.DictReader(io.StringIO(events_csv(found), newline="")))
-    assert [row["label"].split() for row in rows] == [e.label.split() for e in found.events]
-    for row, event in zip(rows, found.events, strict=True):
-        assert float(row["onset_s"]) == pytest.approx(event.onset_s, abs=0.0005)
-        assert float(row["offset_s"]) == pytest.approx(event.offset_s, abs=0.0005)
-        assert float(row["confidence"]) == pytest.approx(event.confidence, abs=0.0005)
+def test_what_the_database_keeps_comes_back(found: Events) -> None:
+    kept = json.loads(json.dumps(summary(found)))
+    assert parse_summary(kept) == found
+    assert kept["events"] == len(found.events)
+    assert parse_summary({"events": 3, "top": "dog"}) is None
 
 
-@given(FOUND)
-def test_a_label_is_one_line_of_three_columns(found: Events) -> None:
-    lines = audacity_labels(found).split("\n")
-    assert lines.pop() == ""
-    assert len(lines) == len(found.events)
-    for line, event in zip(lines, found.events, strict=True):
-        onset, offset, label = line.split("\t")
-        assert float(onset) == pytest.approx(event.onset_s, abs=1e-6)
-        assert float(offset) == pytest.approx(event.offset_s, abs=1e-6)
-        assert label.split() == event.label.split()
+def test_what_the_database_keeps_is_small() -> None:
+    def found(n_events: int) -> Events:
+        event = Event("children_playing", 12345.678, 12346.789, 0.1234)
+        tags = tuple(Tag(label, 0.1234) for label in LABELS)
+        return Events(86_400.0, (event,) * n_events, tags)
+
+    assert len(json.dumps(summary(found(KEPT_EVENTS)))) < 4096
+    assert parse_summary(summary(found(KEPT_EVENTS))) == found(KEPT_EVENTS)
+    many = summary(found(KEPT_EVENTS + 1))
+    assert many["events"] == KEPT_EVENTS + 1
+    assert parse_summary(many) is None
 
 
 @pytest.mark.parametrize(

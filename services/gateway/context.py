@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated
 
 import redis
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Query, Request
 from prometheus_client import CollectorRegistry
 from sqlalchemy.orm import Session, sessionmaker
@@ -22,6 +23,7 @@ from services.gateway.problems import MEDIA_TYPE as PROBLEM_TYPE
 from services.gateway.schemas import ProblemOut
 
 PRESIGNED_FOR_S = 900
+EXPORT_THREADS = 4  # that make tables and archives at once, a block each: others need threads too
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Surroundings:
     metrics: HttpMetrics
     receiver: Receiver = field(default_factory=Receiver)
     checks: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 6, "check"))
+    exports: CapacityLimiter = field(default_factory=partial(CapacityLimiter, EXPORT_THREADS))
 
 
 async def surroundings(request: Request) -> Surroundings:

@@ -1,20 +1,25 @@
-"""Artifacts over HTTP: ranges, entity tags, streaming from the store (RFC 9110)."""
+"""Files over HTTP: ranges and entity tags of stored ones (RFC 9110), streams of others."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import chain
+from typing import Any, TypeVar
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
 from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from common.storage import ObjectStore
+from services.gateway.names import content_disposition
 from services.gateway.problems import Problem
+
+T = TypeVar("T")
 
 RANGE = re.compile(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 
@@ -107,14 +112,14 @@ def answer(
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=media_type)
     opened = store.open(key, stretch.start, stretch.length)
-    return ObjectResponse(opened, status, headers, media_type)
+    return StreamedResponse(opened, status, headers, media_type)
 
 
-class ObjectResponse(Response):
-    """Streams a stretch of an object, opened before the first byte is sent.
+class StreamedResponse(Response):
+    """Streams blocks of bytes whose source is opened before the first byte is sent.
 
-    An error of the store while opening becomes a problem document; one in the middle cuts the
-    connection, so that the receiver sees that the content is not whole.
+    An error while opening becomes a problem document; one in the middle cuts the connection, so
+    that the receiver sees that the content is not whole.
     """
 
     def __init__(
@@ -123,15 +128,17 @@ class ObjectResponse(Response):
         status: HTTPStatus,
         headers: dict[str, str],
         media_type: str,
+        limiter: CapacityLimiter | None = None,
     ) -> None:
         self.status_code = status.value
         self.media_type = media_type
         self.background = None
         self.init_headers(headers)
         self._opened = opened
+        self._limiter = limiter  # of the threads in which blocks are made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        blocks = await to_thread.run_sync(self._opened.__enter__)
+        blocks = await self._run(self._opened.__enter__)
         try:
             await self._send(Request(scope, receive), blocks, send)
         finally:
@@ -146,8 +153,45 @@ class ObjectResponse(Response):
                 "headers": self.raw_headers,
             }
         )
-        while block := await to_thread.run_sync(next, blocks, b""):
+        while block := await self._run(next, blocks, b""):
             await send({"type": "http.response.body", "body": block, "more_body": True})
             if await request.is_disconnected():
                 return
         await send({"type": "http.response.body", "body": b""})
+
+    async def _run(self, work: Callable[..., T], *args: object) -> T:
+        return await to_thread.run_sync(work, *args, limiter=self._limiter)
+
+
+def streamed(
+    blocks: Iterator[bytes], media_type: str, name: str, limiter: CapacityLimiter
+) -> StreamedResponse:
+    """Return the response for a file that is made while it is sent, of unknown size.
+
+    Args:
+        blocks: A generator; it is closed when the receiver goes away.
+        limiter: Lets only so many threads make such files at a time.
+    """
+    headers = {
+        "Content-Disposition": content_disposition(name),
+        "Cache-Control": "private, no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return StreamedResponse(_begun(blocks), HTTPStatus.OK, headers, media_type, limiter)
+
+
+def documents(media_types: Iterable[str]) -> dict[int | str, dict[str, Any]]:
+    """Return how OpenAPI is told of a file in one of several forms."""
+    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}
+    return {HTTPStatus.OK.value: {"description": "The file.", "content": content}}
+
+
+@contextmanager
+def _begun(blocks: Iterator[bytes]) -> Iterator[Iterator[bytes]]:
+    """Make the first block at once, so that what fails early is told as a problem."""
+    try:
+        first = next(blocks, b"")
+        yield chain([first], blocks)
+    finally:
+        if isinstance(blocks, Generator):
+            blocks.close()

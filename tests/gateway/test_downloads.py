@@ -146,8 +146,8 @@ def test_events_in_every_format(gateway: Gateway) -> None:
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
     assert answer.text.splitlines() == [
         "label,onset_s,offset_s,confidence",
-        "dog,0.250,1.000,0.875",
-        "siren,1.500,3.457,0.500",
+        "dog,0.25,1.0,0.875",
+        "siren,1.5,3.4567,0.5",
     ]
     answer = gateway.client.get(f"{path}/events.txt")
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from http import HTTPStatus
 
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 
-from common import results
+from common.db import Job
 from common.domain import ArtifactKind
+from common.results import parse_events
 from services.gateway import downloads, queries
 from services.gateway.access import Caller, Reader
 from services.gateway.context import PRESIGNED_FOR_S, Around, Surroundings, new_router
+from services.gateway.downloads import StreamedResponse, documents, streamed
+from services.gateway.events import MEDIA_TYPES, EventsFormat, origin_of, render
+from services.gateway.manifests import manifests
 from services.gateway.names import ascii_name, content_disposition, download_name
 
 router = new_router()
@@ -52,36 +56,42 @@ def get_artifact(
     )
 
 
-@router.get("/recordings/{recording_id}/events.json", response_class=Response)
-def get_events_json(around: Around, caller: Reader, recording_id: str) -> Response:
-    """Return events and tags as JSON."""
-    return _events(around, caller, recording_id, results.events_json, "json", "application/json")
-
-
-@router.get("/recordings/{recording_id}/events.csv", response_class=Response)
-def get_events_csv(around: Around, caller: Reader, recording_id: str) -> Response:
-    """Return events as CSV."""
-    return _events(
-        around, caller, recording_id, results.events_csv, "csv", "text/csv; charset=utf-8"
+@router.get(
+    "/recordings/{recording_id}/events.{form}",
+    response_class=Response,
+    responses=documents(MEDIA_TYPES.values()),
+)
+def get_events(
+    around: Around, caller: Reader, recording_id: str, form: EventsFormat
+) -> StreamedResponse:
+    """Return the events of a recording: what the classifier found, and when."""
+    with around.readers() as session:
+        recording = caller.recording(session, recording_id)
+        artifact = queries.get_result(session, caller, recording_id, ArtifactKind.EVENTS).artifact
+    with around.store.open(artifact.object_key) as blocks:
+        found = parse_events(b"".join(blocks))
+    return streamed(
+        render(found, origin_of(recording), form),
+        MEDIA_TYPES[form],
+        download_name(recording.name, f"events.{form}"),
+        around.exports,
     )
 
 
-@router.get("/recordings/{recording_id}/events.txt", response_class=Response)
-def get_events_txt(around: Around, caller: Reader, recording_id: str) -> Response:
-    """Return events as a label track of Audacity."""
-    return _events(
-        around, caller, recording_id, results.audacity_labels, "txt", "text/plain; charset=utf-8"
-    )
-
-
-@router.get("/recordings/{recording_id}/manifest", response_class=Response)
+@router.get(
+    "/recordings/{recording_id}/manifest",
+    response_class=Response,
+    responses=documents(["application/json"]),
+)
 def get_manifest(around: Around, caller: Reader, recording_id: str) -> Response:
     """Tell where the results come from: input hash, model digests, parameters, versions."""
     with around.readers() as session:
-        detail = queries.get_recording(session, caller, recording_id)
-    name = download_name(detail.name, "manifest.json")
+        recording = caller.recording(session, recording_id)
+        job = session.get_one(Job, recording.job_id)
+        (manifest,) = manifests(session, job, [recording])
+    name = download_name(recording.name, "manifest.json")
     return Response(
-        results.manifest(detail.model_dump(mode="json")),
+        json.dumps(manifest, indent=2, ensure_ascii=False) + "\n",
         media_type="application/json",
         headers={"Content-Disposition": content_disposition(name)},
     )
@@ -92,22 +102,3 @@ def _result(
 ) -> queries.StoredResult:
     with around.readers() as session:
         return queries.get_result(session, caller, recording_id, kind)
-
-
-def _events(
-    around: Surroundings,
-    caller: Caller,
-    recording_id: str,
-    render: Callable[[results.Events], str],
-    suffix: str,
-    media_type: str,
-) -> Response:
-    found = _result(around, caller, recording_id, ArtifactKind.EVENTS)
-    with around.store.open(found.artifact.object_key) as blocks:
-        text = render(results.parse_events(b"".join(blocks)))
-    name = download_name(found.recording_name, f"events.{suffix}")
-    return Response(
-        text,
-        media_type=media_type,
-        headers={"Content-Disposition": content_disposition(name)},
-    )
