@@ -60,7 +60,7 @@ def zipped(files: Iterable[Packed], scratch: Path, *, deflate: bool) -> Iterator
         ArtifactInvalid: a file has not the size it was said to have.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=scratch) as directory:
+    with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(scratch)) as directory:
         entries = offset = 0
         for file in files:
             start, sizes = offset, _Sizes()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from common.domain import ArtifactKind, Event
 from common.errors import ArtifactInvalid
 from common.masks import MASK_BANDS, MASK_HOP_S, MaskReader
 from common.params import ClassifyParams
+from common.results import Events, Tag, events_json, summary
 from common.settings import get_settings
 from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput
 from services.classifier.config import (
@@ -42,7 +43,6 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 BATCH_WINDOWS = 8
 BLOCK_S = 5.0
 SILENT_LOGIT = -20.0
-EVENTS_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -99,25 +99,16 @@ def process(loaded: LoadedClassifier, item: StageInput) -> StageOutput:
         events = events_in(heard, loaded.config, regions, params.threshold)
     order = np.argsort(-heard.tags, kind="stable")
     tags = [
-        {"label": loaded.config.labels[k], "confidence": round(float(heard.tags[k]), 4)}
+        Tag(loaded.config.labels[k], round(float(heard.tags[k]), 4))
         for k in order[: params.top_k].tolist()
     ]
+    found = Events(heard.facts.duration_s, tuple(events), tuple(tags))
     path = item.scratch / "events.json"
     with item.phases.phase("encode"):
-        content = {
-            "version": EVENTS_VERSION,
-            "duration_s": heard.facts.duration_s,
-            "events": [asdict(event) for event in events],
-            "tags": tags,
-        }
-        path.write_text(json.dumps(content))
+        path.write_text(events_json(found))
     return StageOutput(
         files={ArtifactKind.EVENTS: OutputFile(path, "application/json")},
-        result={
-            "events": len(events),
-            "top": tags[0]["label"],
-            "top_confidence": tags[0]["confidence"],
-        },
+        result=summary(found),
         audio=heard.facts,
         batch_size=heard.batch_size,
     )
