@@ -3,6 +3,7 @@
 AUDIO ?=
 TORCH_BACKEND ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 PY := .venv/bin/python
 ENV := .venv/.made-by-make
@@ -12,7 +13,7 @@ PACKAGES := common services client tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench-pipeline lint format type env env-s3 constraints clean
+.PHONY: help demo test bench-pipeline bench-archive lint format type env env-s3 constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +29,9 @@ test: $(ENV) $(S3_ENV)  ## run every test against servers that the tests start t
 
 bench-pipeline: $(ENV)  ## throughput of a folder (AUDIO=path) against a plain loop, as JSON
 	@$(PY) -m tests.bench.pipeline "$(AUDIO)"
+
+bench-archive: $(ENV) $(S3_ENV)  ## cost per file of archives over stages that do nothing, as JSON (hours)
+	@$(PY) -m tests.bench.archive $(BENCH_ARGS)
 
 lint: $(ENV)  ## check format and style
 	.venv/bin/ruff format --check .

@@ -1,8 +1,8 @@
-"""A whole Soundmill over no-op workers: its processes on ports of their own, to be measured or killed.
+"""A whole Soundmill over no-op workers, in processes of its own: to be measured, or killed.
 
-``embedded`` is SQLite and a directory, ``cluster`` is PostgreSQL and an S3 server; Redis is real in
-both. The processes are started with the same modules and settings as the supervisor's and the
-compose file's, but nothing starts them again by itself.
+``embedded`` is SQLite and a directory without API keys, ``cluster`` is PostgreSQL and an S3 server
+with a key; Redis is real in both. The processes are those that the supervisor and the compose file
+start, but nothing starts them again by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from common.db import make_engine
+from common import keys
+from common.db import make_engine, make_sessions
+from common.domain import Scope
 from common.migrate import migrate
 from common.settings import Settings
 from tests.bench import noop
@@ -45,6 +47,7 @@ class Rig:
     environment: dict[str, str]
     redis: RedisServer
     servers: dict[str, list[int]]  # the process ids of what stands behind
+    headers: dict[str, str]  # with an API key, where one is needed
     processes: dict[str, Process] = field(default_factory=dict)
 
     @property
@@ -125,7 +128,7 @@ def running(kind: Kind, workers: int = 1, **settings: object) -> Iterator[Rig]:
             "home": folder,
             "redis_url": redis.url,
             "port": free_port(),
-            "embedded": True,
+            "embedded": kind is Kind.EMBEDDED,
             "import_roots": str(imports),
             **settings,
         }
@@ -155,10 +158,9 @@ def running(kind: Kind, workers: int = 1, **settings: object) -> Iterator[Rig]:
             "OMP_NUM_THREADS": "1",
             "REMAP_SIGTERM": "SIGQUIT",
         }
-        rig = Rig(folder, Settings.model_validate(values), environment, redis, servers)
-        engine = make_engine(rig.settings)
-        migrate(engine)
-        engine.dispose()
+        all_settings = Settings.model_validate(values)
+        headers = prepare_database(all_settings)
+        rig = Rig(folder, all_settings, environment, redis, servers, headers)
         closing.append(lambda: stop(rig))
         for name in [*SERVICES, *(f"worker-{number + 1}" for number in range(workers))]:
             rig.start(name)
@@ -169,10 +171,23 @@ def running(kind: Kind, workers: int = 1, **settings: object) -> Iterator[Rig]:
             close()
 
 
+def prepare_database(settings: Settings) -> dict[str, str]:
+    """Make the tables and, unless embedded, an API key; return the headers that carry it."""
+    engine = make_engine(settings)
+    try:
+        migrate(engine)
+        if settings.embedded:
+            return {}
+        with make_sessions(engine).begin() as session:
+            secret = keys.make(session, "rig", {Scope.SUBMIT, Scope.READ}).secret
+        return {"Authorization": f"Bearer {secret}"}
+    finally:
+        engine.dispose()
+
+
 def stop(rig: Rig) -> None:
     """Kill what runs: nothing is to be kept."""
     for name in rig.processes:
         for member in rig.families()[name]:
             member.kill()
         rig.kill(name)
-

@@ -14,6 +14,9 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from common.settings import Settings
+from common.storage import open_store
+
 SAMPLE_RATE = 8_000
 SAMPLES = 800
 PER_FOLDER = 1_000
@@ -59,3 +62,14 @@ def write_zip(path: Path, seed: str, count: int) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, name in enumerate(names(count)):
             archive.writestr(name, recording(seed, number))
+
+
+def fill_bucket(settings: Settings, seed: str, count: int) -> list[str]:
+    """Put recordings into the import bucket of the settings; return their ``s3://`` addresses."""
+    bucket = settings.import_buckets
+    store = open_store(settings.model_copy(update={"store_url": f"s3://{bucket}"}))
+    urls = []
+    for number, name in enumerate(names(count)):
+        store.put_stream(name, io.BytesIO(recording(seed, number)), "audio/wav")
+        urls.append(f"s3://{bucket}/{name}")
+    return urls
