@@ -275,7 +275,7 @@ class WebhookDelivery(Base):
     __tablename__ = "webhook_delivery"
     __table_args__ = (
         UniqueConstraint("webhook_id", "event_id", name="uq_delivery"),
-        Index("ix_delivery_due", "state", "next_attempt_at"),
+        Index("ix_delivery_due", "webhook_id", "state", "next_attempt_at"),
         Index("ix_delivery_event", "event_id"),
     )
 
