@@ -82,7 +82,8 @@ class Deliverer:
                 stop.wait(OUTAGE_PAUSE_S)
                 continue
             if not sent:
-                stop.wait(IDLE_PAUSE_S)
+                with self._changed:  # an end makes room for the next
+                    self._changed.wait(IDLE_PAUSE_S)
         self.finish(FINISH_S)
 
     def turn(self) -> int:
