@@ -28,6 +28,10 @@ class Receiver:
     answer: Callable[[Received], int] = lambda received: 204
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # the default resets connections when many come at once
+
+
 @contextmanager
 def receiver() -> Iterator[Receiver]:
     """Run a receiver until the block ends. 3xx answers point to ``/elsewhere``."""
@@ -46,7 +50,7 @@ def receiver() -> Iterator[Receiver]:
         def log_message(self, *arguments: object) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     authority = f"127.0.0.1:{server.server_port}"
     here = Receiver(f"http://{authority}/hook", authority)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
