@@ -15,7 +15,7 @@ from common.errors import SoundmillError
 from common.metrics import new_registry
 from common.settings import Settings
 from common.storage import open_store
-from services.gateway import problems
+from services.gateway import api_document, problems
 from services.gateway.context import Surroundings
 from services.gateway.guard import NoNul, is_loopback
 from services.gateway.keyring import Keyring
@@ -81,12 +81,14 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its page loads scripts from elsewhere
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         redirect_slashes=False,  # a redirect would repeat whatever the Host header says
     )
     app.state.surroundings = around
     for part in ROUTES:
-        app.include_router(part.router)
+        app.include_router(part.router, tags=[part.__name__.rpartition(".")[2]])
     problems.install(app)
+    api_document.install(app)
     app.add_middleware(NoNul)
     app.add_middleware(Observed, metrics=metrics)
     return app

@@ -1,0 +1,114 @@
+"""Every code that a problem document may carry: its status, what it means, where it can occur.
+
+The OpenAPI document is made from these tables, and the tests hold every problem that is answered
+against them. A code, once published, keeps its meaning.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+
+@dataclass(frozen=True)
+class Code:
+    """A kind of problem. ``meaning`` is one sentence for people."""
+
+    status: HTTPStatus
+    meaning: str
+
+
+BAD_REQUEST = HTTPStatus.BAD_REQUEST
+UNAUTHORIZED = HTTPStatus.UNAUTHORIZED
+FORBIDDEN = HTTPStatus.FORBIDDEN
+NOT_FOUND = HTTPStatus.NOT_FOUND
+CONFLICT = HTTPStatus.CONFLICT
+UNPROCESSABLE = HTTPStatus.UNPROCESSABLE_ENTITY
+UNAVAILABLE = HTTPStatus.SERVICE_UNAVAILABLE
+
+CODES: dict[str, Code] = {
+    # Who asks
+    "key_missing": Code(UNAUTHORIZED, "No API key was sent, and one is needed here."),
+    "key_invalid": Code(UNAUTHORIZED, "The API key does not exist or was revoked."),
+    "key_expired": Code(UNAUTHORIZED, "The API key was good until a while ago."),
+    "scope_missing": Code(FORBIDDEN, "The API key may not do this."),
+    "host_forbidden": Code(FORBIDDEN, "Without a key, the Host header must name this machine."),
+    "origin_forbidden": Code(FORBIDDEN, "Without a key, no page of another site may ask."),
+    "quota_exceeded": Code(FORBIDDEN, "The API key would hold more than it may."),
+    "rate_limited": Code(
+        HTTPStatus.TOO_MANY_REQUESTS, "Too many requests of this key: see Retry-After."
+    ),
+    # What is asked
+    "request_invalid": Code(UNPROCESSABLE, "A field or parameter is missing, unknown or wrong."),
+    "parameters_invalid": Code(UNPROCESSABLE, "A stage has no such parameter or value."),
+    "cursor_invalid": Code(UNPROCESSABLE, "The cursor was not made by this list."),
+    "name_invalid": Code(UNPROCESSABLE, "The name is empty, too long or holds control characters."),
+    "idempotency_key_reused": Code(
+        UNPROCESSABLE, "The Idempotency-Key was used for a request with another content."
+    ),
+    "not_found": Code(NOT_FOUND, "There is no such thing, or it belongs to another key."),
+    "conflict": Code(CONFLICT, "What is asked does not fit the state of the job."),
+    "deadline_passed": Code(CONFLICT, "The job's deadline has passed."),
+    "method_not_allowed": Code(HTTPStatus.METHOD_NOT_ALLOWED, "This address has other methods."),
+    # What is sent
+    "unsupported_media_type": Code(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body is of a kind that is not taken here."
+    ),
+    "form_malformed": Code(BAD_REQUEST, "The body is no form as RFC 7578 has it."),
+    "too_many_parts": Code(UNPROCESSABLE, "The form has more parts than one request may bring."),
+    "no_recordings": Code(UNPROCESSABLE, "The form holds no part named file."),
+    "too_large": Code(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is longer than is taken here."
+    ),
+    "hash_mismatch": Code(UNPROCESSABLE, "The bytes that arrived have another SHA-256."),
+    "upload_stalled": Code(HTTPStatus.REQUEST_TIMEOUT, "Nothing arrived for a minute."),
+    # What cannot be done now
+    "shutting_down": Code(UNAVAILABLE, "This process is about to end: try again."),
+    "database_unavailable": Code(UNAVAILABLE, "The database does not answer: try again."),
+    "store_unavailable": Code(UNAVAILABLE, "The object store does not answer: try again."),
+    "disk_full": Code(HTTPStatus.INSUFFICIENT_STORAGE, "The object store has no room left."),
+    "not_ready": Code(UNAVAILABLE, "Something that the gateway leans on does not answer."),
+    "artifact_invalid": Code(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "A stored result cannot be read back."
+    ),
+    "internal_error": Code(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "Something went wrong here: the log has the request id."
+    ),
+}
+
+ALWAYS = ("request_invalid", "internal_error", "database_unavailable")
+WITH_CALLER = (  # where a caller is asked for
+    "key_missing",
+    "key_invalid",
+    "key_expired",
+    "scope_missing",
+    "host_forbidden",
+    "origin_forbidden",
+    "rate_limited",
+)
+WITH_PATH = ("not_found",)  # where the path names something
+BODY = ("upload_stalled", "shutting_down", "too_large")
+STORES = (*BODY, "store_unavailable", "disk_full", "quota_exceeded", "idempotency_key_reused")
+LOADS = ("store_unavailable", "artifact_invalid", "not_found")
+FORM = ("form_malformed", "too_many_parts", "no_recordings", "unsupported_media_type")
+
+OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those above
+    "post_job": (*STORES, *FORM, "name_invalid", "parameters_invalid"),
+    "post_recording": (*STORES, "name_invalid", "hash_mismatch", "conflict"),
+    "close_job": ("conflict",),
+    "cancel_job": ("conflict",),
+    "retry_job": ("conflict", "deadline_passed"),
+    "list_jobs": ("cursor_invalid",),
+    "list_recordings": ("cursor_invalid",),
+    "get_artifact": LOADS,
+    "get_events": LOADS,
+    "ready": ("not_ready",),
+}
+
+
+def codes_of(operation: str, *, caller: bool, path: bool) -> list[str]:
+    """Return the codes that an operation may answer with, those of one status together."""
+    codes = {*ALWAYS, *OF_OPERATION.get(operation, ())}
+    codes |= set(WITH_CALLER) if caller else set()
+    codes |= set(WITH_PATH) if path else set()
+    return sorted(codes, key=lambda code: (CODES[code].status, code))
