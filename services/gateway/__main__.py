@@ -9,20 +9,25 @@ import signal
 import socket
 import sys
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy.exc import DBAPIError
 
-from common import logs
+from common import keys, logs
+from common.db import make_engine, make_readers
 from common.settings import Settings, get_settings
 from services.gateway.app import create_app
 from services.gateway.bodies import Receiver
+from services.gateway.guard import is_loopback
 
 BACKLOG = 2048
 KEEP_ALIVE_S = 30
 FINISH_S = 5.0  # for uploads to become whole after a signal to end
 SHUTDOWN_S = 10
-EXIT_NO_PORT = os.EX_UNAVAILABLE
+EXIT_NO_PORT = EXIT_NO_DATABASE = os.EX_UNAVAILABLE
+EXIT_NO_KEY = os.EX_CONFIG
 
 
 class Server(uvicorn.Server):
@@ -48,25 +53,44 @@ def listen(settings: Settings) -> socket.socket:
     return socket.create_server(address[:2], family=family, backlog=BACKLOG)
 
 
+def require_key(settings: Settings) -> None:
+    """Exit when other machines could reach a gateway that nobody holds a key of."""
+    if is_loopback(settings.host):
+        return
+    engine = make_engine(settings)
+    try:
+        with make_readers(engine)() as session:
+            protected = keys.has_active(session)
+    except DBAPIError as error:
+        _exit(EXIT_NO_DATABASE, f"cannot read the API keys: {str(error.orig).strip()}.")
+    finally:
+        engine.dispose()
+    if not protected:
+        _exit(
+            EXIT_NO_KEY,
+            f"will not listen on {settings.host}: other machines reach it, and there is no API key."
+            " Make one first: soundmill keys create.",
+        )
+
+
 def main() -> None:
-    """Serve. Exits with ``EXIT_NO_PORT`` when the port cannot be had."""
+    """Serve. Exits with one of ``EXIT_...`` and a sentence when it may not or cannot listen."""
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     settings = get_settings()
     logs.configure(settings, "gateway")
     log = logs.get_logger(__name__)
+    require_key(settings)
     where = f"{settings.host}:{settings.port}"
     try:
         server_socket = listen(settings)
     except OSError as error:
         in_use = error.errno == errno.EADDRINUSE
         reason = "the port is in use" if in_use else error.strerror or str(error)
-        print(
-            f"soundmill gateway: cannot listen on {where}: {reason}. "
-            "Set SOUNDMILL_PORT or SOUNDMILL_HOST to another.",
-            file=sys.stderr,
+        _exit(
+            EXIT_NO_PORT,
+            f"cannot listen on {where}: {reason}. Set SOUNDMILL_PORT or SOUNDMILL_HOST to another.",
         )
-        sys.exit(EXIT_NO_PORT)
     with server_socket:
         host, port = server_socket.getsockname()[:2]
         log.info("gateway listens", host=host, port=port)
@@ -83,6 +107,11 @@ def main() -> None:
             Server(config).run(sockets=[server_socket])
         finally:
             log.info("gateway stopped")
+
+
+def _exit(code: int, why: str) -> NoReturn:
+    print(f"soundmill gateway: {why}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

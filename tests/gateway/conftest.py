@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 from structlog.types import EventDict
 
-from common import runs
+from common import keys, runs
 from common.db import DbNow, Job, StageRun, make_engine, make_sessions, new_id
-from common.domain import ArtifactKind, JobState, RunState, Stage
+from common.domain import ArtifactKind, JobState, RunState, Scope, Stage
 from common.errors import AudioUnreadable
 from common.migrate import migrate
 from common.runs import Claim, Measures, StoredArtifact
@@ -60,6 +61,12 @@ class Gateway:
     sessions: sessionmaker[Session]
     store: ObjectStore
     log: list[EventDict]  # what it has logged so far
+
+    def new_key(self, scopes: Collection[Scope], **limits: Any) -> dict[str, str]:
+        """Make an API key; return the headers that send it."""
+        with self.sessions.begin() as session:
+            secret = keys.make(session, "test", scopes, keys.Limits(**limits)).secret
+        return {"Authorization": f"Bearer {secret}"}
 
     def new_job(self, **request: Any) -> str:
         """Create an open job; return its id."""
@@ -196,13 +203,25 @@ def gateway_settings(
 
 @pytest.fixture
 def gateway(gateway_settings: Settings) -> Iterator[Gateway]:
-    """A running gateway."""
-    engine = make_engine(gateway_settings)
+    """A running gateway of an embedded stack: its user needs no key."""
+    with running(gateway_settings) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def gateway_with_keys(gateway_settings: Settings) -> Iterator[Gateway]:
+    """A running gateway that nobody uses without a key."""
+    with running(gateway_settings.model_copy(update={"embedded": False})) as gateway:
+        yield gateway
+
+
+@contextmanager
+def running(settings: Settings) -> Iterator[Gateway]:
+    """Run a gateway on a database that is ready for it."""
+    engine = make_engine(settings)
     migrate(engine)
-    with listen(gateway_settings) as listener:
-        config = uvicorn.Config(
-            create_app(gateway_settings), log_config=None, timeout_graceful_shutdown=5
-        )
+    with listen(settings) as listener:
+        config = uvicorn.Config(create_app(settings), log_config=None, timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -215,9 +234,9 @@ def gateway(gateway_settings: Settings) -> Iterator[Gateway]:
                 yield Gateway(
                     url,
                     client,
-                    gateway_settings,
+                    settings,
                     make_sessions(engine),
-                    open_store(gateway_settings),
+                    open_store(settings),
                     log,
                 )
         finally:
