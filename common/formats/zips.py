@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 
 from common.errors import ArtifactInvalid
 
@@ -182,6 +181,6 @@ def _dos_time(seconds: float) -> tuple[int, int]:
     return time, moment.year - 1980 << 9 | moment.month << 5 | moment.day
 
 
-def _read(file: BinaryIO) -> Iterator[bytes]:
+def _read(file: tempfile.SpooledTemporaryFile[bytes]) -> Iterator[bytes]:
     while block := file.read(BLOCK_BYTES):
         yield block
