@@ -23,6 +23,17 @@ PARAMETERS: dict[str, Any] = {
 }
 
 BODIES: dict[str, dict[str, dict[str, Any]]] = {  # operation, media type, example
+    "post_webhook": {
+        "application/json": {
+            "ends": {
+                "summary": "Tell me when a job has ended",
+                "value": {
+                    "url": "https://example.org/hooks/soundmill",
+                    "kinds": ["job.completed", "job.cancelled", "job.expired"],
+                },
+            },
+        },
+    },
     "post_job": {
         "application/json": {
             "all": {

@@ -23,6 +23,7 @@ from services.gateway.problems import MEDIA_TYPE as PROBLEM_TYPE
 from services.gateway.schemas import ProblemOut
 
 PRESIGNED_FOR_S = 900
+CALL_THREADS = 4  # that wait for somebody else's server
 EXPORT_THREADS = 4  # that make tables and archives at once, a block each: others need threads too
 
 
@@ -42,6 +43,7 @@ class Surroundings:
     metrics: HttpMetrics
     receiver: Receiver = field(default_factory=Receiver)
     checks: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 6, "check"))
+    calls: CapacityLimiter = field(default_factory=partial(CapacityLimiter, CALL_THREADS))
     exports: CapacityLimiter = field(default_factory=partial(CapacityLimiter, EXPORT_THREADS))
 
 

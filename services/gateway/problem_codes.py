@@ -47,6 +47,7 @@ CODES: dict[str, Code] = {
         UNPROCESSABLE, "The Idempotency-Key was used for a request with another content."
     ),
     "not_found": Code(NOT_FOUND, "There is no such thing, or it belongs to another key."),
+    "url_forbidden": Code(UNPROCESSABLE, "No http or https URL of a public address."),
     "conflict": Code(CONFLICT, "What is asked does not fit the state of the job."),
     "deadline_passed": Code(CONFLICT, "The job's deadline has passed."),
     "method_not_allowed": Code(HTTPStatus.METHOD_NOT_ALLOWED, "This address has other methods."),
@@ -102,6 +103,8 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "list_recordings": ("cursor_invalid",),
     "get_artifact": LOADS,
     "get_events": LOADS,
+    "post_webhook": (*BODY, "url_forbidden", "conflict", "idempotency_key_reused"),
+    "list_deliveries": ("cursor_invalid",),
     "ready": ("not_ready",),
 }
 
