@@ -16,6 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from common import logs
 from common.errors import (
@@ -128,7 +129,19 @@ def _handle(request: Request, error: Exception) -> Response:
     if problem.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         cause = None if isinstance(error, Problem) else error
         log.warning("request failed", code=problem.code, detail=str(problem), exc_info=cause)
+    if problem.status is HTTPStatus.METHOD_NOT_ALLOWED:
+        problem.headers["Allow"] = ", ".join(_methods_here(request))
     return respond(request, problem)
+
+
+def _methods_here(request: Request) -> list[str]:
+    """Return the methods that an address takes: the framework names those of one route alone."""
+    here = (
+        route
+        for route in request.app.routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+    )
+    return sorted({method for route in here for method in route.methods or ()})
 
 
 def _as_problem(error: Exception) -> Problem:
