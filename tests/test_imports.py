@@ -13,12 +13,13 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS = ["segmenter", "classifier", "enhancer", "restorer"]
 SERVICES = ["gateway", "ingester", "dispatcher", *WORKERS]
 LAYERS = [
-    {"domain", "errors", "labels", "names"},
+    {"domain", "errors", "labels", "names", "vocabulary"},
     {"settings", "logs", "metrics", "params", "sources"},
     {"db", "storage", "broker", "messages", "migrate", "migrations", "stage_io", "results"},
     {"quotas", "keys", "addresses", "egress", "garbage", "webhooks"},
     {"jobs", "runs", "spans"},
-    {"stage"},
+    {"ends"},
+    {"keeper", "stage"},
 ]
 MODEL_FILES = ["config", "model", "train", "evaluate", "infer", "tasks"]
 

@@ -19,7 +19,7 @@ from common.formats.zips import Packed, zipped
 from common.results import Events
 from common.storage import ObjectStore
 from services.gateway.events import EventsFormat, origin_of, render
-from services.gateway.exports import FIRST, Export, ahead, heard, walk
+from services.gateway.exports import FIRST, Export, ahead, heard, stored_blocks, walk
 from services.gateway.manifests import manifests
 from services.gateway.names import archive_name
 
@@ -104,7 +104,8 @@ def artifacts_zip(
     """Yield a ZIP with the artifacts of some kinds.
 
     Args:
-        start, stop: Positions of the first recording and of the one after the last.
+        start: The position of the first recording.
+        stop: The position before which to end.
     """
     wanted = [kind.value for kind in kinds]
 
@@ -119,7 +120,7 @@ def artifacts_zip(
             yield _Stored(recordings[artifact.recording_id], artifact)
 
     def fetch(one: _Stored) -> bytes:
-        return b"".join(_blocks(export.store, one.artifact.object_key))
+        return b"".join(stored_blocks(export.store, one.artifact.object_key))
 
     items = walk(export, stored, after=start + FIRST, stop=stop)
     fetched = ahead(items, fetch, lambda one: one.artifact.size_bytes <= SMALL_BYTES)
@@ -154,10 +155,5 @@ def _artifact_file(store: ObjectStore, one: _Stored, content: bytes | None) -> P
         archive_name(one.recording.name, one.recording.position, f"{artifact.kind}.{suffix}"),
         artifact.size_bytes,
         artifact.created_at,
-        _blocks(store, artifact.object_key) if content is None else [content],
+        stored_blocks(store, artifact.object_key) if content is None else [content],
     )
-
-
-def _blocks(store: ObjectStore, key: str) -> Iterator[bytes]:
-    with store.open(key) as blocks:
-        yield from blocks

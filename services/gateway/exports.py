@@ -98,7 +98,7 @@ def heard(export: Export, *, after: int = FIRST) -> Iterator[Heard]:
     """Yield every recording of a job with its events.
 
     Raises:
-        ArtifactInvalid: stored events cannot be read.
+        ArtifactInvalid: stored events are missing or cannot be read.
         StoreUnavailable: stored events cannot be fetched.
         NotFound: the job was deleted meanwhile.
     """
@@ -153,9 +153,17 @@ def _kept_events(session: Session, recordings: Sequence[Recording]) -> Iterator[
         yield _Kept(recording, found.get(recording.id), keys.get(recording.id))
 
 
+def stored_blocks(store: ObjectStore, key: str) -> Iterator[bytes]:
+    """Yield an object that the database says is there. Raises ArtifactInvalid if it is not."""
+    try:
+        with store.open(key) as blocks:
+            yield from blocks
+    except NotFound as error:
+        raise ArtifactInvalid(f"{key} is missing in the store") from error
+
+
 def _fetch_events(store: ObjectStore, key: str) -> Events:
-    with store.open(key) as blocks:
-        document = b"".join(blocks)
+    document = b"".join(stored_blocks(store, key))
     try:
         return parse_events(document)
     except ArtifactInvalid as error:
