@@ -17,6 +17,13 @@ MAX_LABELS = 64
 MAX_LABEL_KEY_LENGTH = 64
 MAX_LABEL_LENGTH = 1_000
 BIDI_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+PLAIN_SUFFIXES = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aifc", ".aiff", ".au", ".caf"}
+LOSSLESS_SUFFIXES = {".flac", ".alac", ".ape", ".tta", ".wv"}
+LOSSY_SUFFIXES = {".mp2", ".mp3", ".aac", ".m4a", ".m4b", ".ac3", ".ogg", ".oga", ".opus", ".wma"}
+VIDEO_SUFFIXES = {".mka", ".mkv", ".webm", ".mp4", ".mov", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv"}
+AUDIO_SUFFIXES = frozenset(PLAIN_SUFFIXES | LOSSLESS_SUFFIXES | LOSSY_SUFFIXES | VIDEO_SUFFIXES)
+"""File names that are taken for recordings; whether one is, the decoder finds out."""
+
 REFUSED_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control, surrogate, line separators
 
 

@@ -84,9 +84,13 @@ class UrlsSpec(Spec):
 
 
 class PrefixSpec(Spec):
-    """Everything below s3://bucket/prefix or file:///folder that has the name of an audio file."""
+    """Everything below s3://bucket/prefix or file:///folder that has the name of an audio file.
+
+    The ingester keeps in ``after`` what it took last: a listing may change while it is read.
+    """
 
     url: Url
+    after: str | None = None
 
 
 class UploadSpec(Spec):

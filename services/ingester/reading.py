@@ -1,0 +1,244 @@
+"""Reads one source on from its cursor: entries in order, stored side by side, recorded in batches.
+
+A pass ends in one of six ways: the source is done, has failed, is postponed, is given back, is
+cancelled with its job, or belongs to another ingester by now.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+from sqlalchemy.exc import OperationalError
+
+from common import logs
+from common.errors import (
+    InternalError,
+    Outage,
+    SoundmillError,
+    SourceInvalid,
+    StaleFence,
+    TransientError,
+)
+from common.jobs import recording_key
+from common.settings import Settings
+from common.sources import owned_object, parse_spec
+from common.storage import ObjectStore
+from services.ingester import claims
+from services.ingester.batches import MAX_BATCH, Outcome, record
+from services.ingester.claims import MAX_LOSSES, Hold, JobEnded, Sessions
+from services.ingester.entries import Entry, Found, Refused, Tally
+from services.ingester.estimates import Estimate, measured_pace
+from services.ingester.locators import Locators
+from services.ingester.readers import CONSUMED, read_entries
+from services.ingester.taking import Halted, Taker, recording_id
+
+log = logs.get_logger(__name__)
+
+BATCH_S = 1.0  # recordings show up in the job at least this often
+MAX_PENDING = 64  # entries taken but not yet collected in order
+ESTIMATE_S = 5.0  # how long a measured pace is used
+
+
+class Reading:
+    """One pass over one source."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        sessions: Sessions,
+        store: ObjectStore,
+        locators: Locators,
+        pool: ThreadPoolExecutor,
+        hold: Hold,
+    ) -> None:
+        self._settings = settings
+        self._sessions = sessions
+        self._store = store
+        self._locators = locators
+        self._pool = pool
+        self.hold = hold
+        self._taker = Taker(settings, store, hold)
+        self._tally = Tally()
+        self._cursor = hold.entries
+        self._recordings = hold.recordings
+        self._pending: deque[Outcome | Future[Outcome]] = deque()
+        self._outcomes: list[Outcome] = []
+        self._recorded_at = time.monotonic()
+        self._pace: float | None = None
+        self._pace_at = 0.0
+        self._progressed = False
+
+    def run(self) -> None:
+        """Read until the source ends or ``hold.halted`` is set; never raises."""
+        with logs.bind(source_id=self.hold.source_id, job_id=self.hold.job_id):
+            try:
+                self._read_to_an_end()
+            except Exception:  # the lease expires, then another pass follows
+                log.exception("the source was dropped")
+            finally:
+                self._drop_pending()
+
+    def _read_to_an_end(self) -> None:
+        hold = self.hold
+        try:
+            if hold.failures >= MAX_LOSSES:
+                raise SourceInvalid("source_unavailable", "reading it ended its reader repeatedly")
+            self._read()
+            with self._sessions.begin() as session:
+                claims.end(session, hold, dict(self._tally.left_out))
+            log.info("source read", entries=self._cursor)
+            self._delete_owned()
+        except JobEnded:
+            self._cancel()
+        except StaleFence:
+            log.warning("source is held by another ingester")
+        except Halted:
+            with self._sessions.begin() as session:
+                claims.give_back(session, hold)
+        except SourceInvalid as error:
+            self._fail(error.code, str(error))
+        except (TransientError, OperationalError) as error:
+            self._postpone(error)
+        except Exception as error:
+            log.exception("reading the source failed")
+            self._postpone(InternalError(f"{type(error).__name__} while reading"))
+
+    def _read(self) -> None:
+        """Read to the source's end; what came before an error is recorded first."""
+        failure: SourceInvalid | None = None
+        spec = parse_spec(self.hold.kind, self.hold.spec)
+        entries = read_entries(
+            self._store, self._locators, self._settings, spec, self._cursor, self._tally
+        )
+        try:
+            try:
+                self._take_all(entries)
+            except SourceInvalid as error:
+                failure = error
+            self._collect(0)
+        finally:
+            self._record()
+        if failure is not None:
+            raise failure
+
+    def _take_all(self, entries: Iterator[Found]) -> None:
+        for found in entries:
+            if self.hold.halted.is_set():
+                raise Halted
+            if isinstance(found, Refused):
+                self._pending.append(found)
+            elif isinstance(found, Entry):
+                self._pending.append(
+                    self._taker.take(found)
+                    if found.inline
+                    else self._pool.submit(self._taker.take, found)
+                )
+            self._collect(MAX_PENDING)
+
+    def _collect(self, most: int) -> None:
+        """Take finished entries from the front, waiting until at most ``most`` are behind."""
+        while self._pending:
+            head = self._pending[0]
+            if isinstance(head, Future):
+                if not head.done():
+                    if len(self._pending) <= most:
+                        return
+                    wait([head], timeout=BATCH_S)
+                    self._record_when_due()
+                    continue
+                outcome = head.result()
+            else:
+                outcome = head
+            self._pending.popleft()
+            self._outcomes.append(outcome)
+            self._record_when_due()
+
+    def _record_when_due(self) -> None:
+        if len(self._outcomes) >= MAX_BATCH or time.monotonic() - self._recorded_at >= BATCH_S:
+            self._record()
+
+    def _record(self) -> None:
+        self._recorded_at = time.monotonic()
+        if not self._outcomes:
+            return
+        estimate = self._estimate() if self.hold.dry_run else None
+        with self._sessions.begin() as session:
+            recorded = record(
+                session, self.hold, self._outcomes, self._tally.total, self._settings, estimate
+            )
+        self._cursor = recorded.cursor
+        self._recordings += recorded.recordings
+        self._outcomes.clear()
+        self._progressed = True
+        self._taker.full = recorded.full
+        if not self.hold.dry_run:
+            for key in recorded.unwanted:
+                self._store.delete(key)
+        if recorded.job_full:
+            self._drop_pending()
+            most = self._settings.max_recordings_per_job
+            raise SourceInvalid("archive_too_many_entries", f"the job holds {most} recordings")
+
+    def _estimate(self) -> Estimate:
+        if not self._pace_at or time.monotonic() - self._pace_at > ESTIMATE_S:
+            with self._sessions() as session:
+                self._pace = measured_pace(session, self.hold.stages)
+            self._pace_at = time.monotonic()
+        return Estimate(self._pace, self._settings.max_duration_s)
+
+    def _fail(self, code: str, detail: str) -> None:
+        log.warning("source cannot be read", code=code, detail=detail)
+        try:
+            with self._sessions.begin() as session:
+                claims.fail(session, self.hold, code, detail)
+        except JobEnded:
+            self._cancel()
+            return
+        self._remove_unrecorded()
+        self._delete_owned()
+
+    def _postpone(self, error: Exception) -> None:
+        failures = 1 if self._progressed else self.hold.failures + 1
+        patience = self._settings.max_outage_attempts
+        if not isinstance(error, Outage | OperationalError):
+            patience = self._settings.max_attempts
+        if failures >= patience:
+            code = error.code if isinstance(error, SoundmillError) else "source_unavailable"
+            self._fail(code, str(error))
+            return
+        log.warning("source is postponed", failures=failures, detail=str(error))
+        with self._sessions.begin() as session:
+            claims.postpone(session, self.hold, self._settings, failures)
+
+    def _cancel(self) -> None:
+        with self._sessions.begin() as session:
+            given_up = claims.cancel(session, self.hold)
+        if given_up:
+            self._remove_unrecorded()
+            self._delete_owned()
+
+    def _drop_pending(self) -> None:
+        """Give up what is not collected yet; on return nobody writes for it any more."""
+        running = [item for item in self._pending if isinstance(item, Future) and not item.cancel()]
+        self._pending.clear()
+        if running:
+            self.hold.halted.set()
+            wait(running)
+
+    def _remove_unrecorded(self) -> None:
+        """Remove what this pass or one that was killed stored beyond the cursor."""
+        self._drop_pending()
+        if self.hold.dry_run:
+            return
+        for number in range(self._cursor, self._cursor + MAX_BATCH + 2 * MAX_PENDING):
+            identity = recording_id(self.hold.source_id, number)
+            self._store.delete(recording_key(self.hold.job_id, identity))
+
+    def _delete_owned(self) -> None:
+        """Remove what was uploaded, unless it is a recording by now."""
+        key = owned_object(self.hold.spec)
+        if key is not None and (self.hold.kind in CONSUMED or not self._recordings):
+            self._store.delete(key)
