@@ -67,16 +67,16 @@ def warm_up(rig: Rig, http: httpx.Client, stages: list[Stage]) -> None:
 
 def prepare(rig: Rig, plan: Plan, source: str) -> Path:
     """Make what will be submitted; return where it lies."""
-    seed = str(plan)
+    seed = f"{plan.way}-{plan.recordings}"
     path = rig.folder / f"submission.{plan.way}"
     if plan.way is Way.ZIP:
         tiny.write_zip(path, seed, plan.recordings)
     elif plan.way is Way.UPLOADS:
         tiny.write_folder(path, seed, plan.recordings)
     elif source == "s3":
-        tiny.write_manifest(path, tiny.fill_bucket(rig.settings, seed, plan.recordings))
+        tiny.write_manifest(path, seed, tiny.fill_bucket(rig.settings, seed, plan.recordings))
     else:
-        tiny.write_manifest(path, tiny.write_folder(rig.imports, seed, plan.recordings))
+        tiny.write_manifest(path, seed, tiny.write_folder(rig.imports, seed, plan.recordings))
     return path
 
 

@@ -11,7 +11,7 @@ import io
 import json
 import wave
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from common.settings import Settings
@@ -33,16 +33,16 @@ def recording(seed: str, number: int) -> bytes:
     return file.getvalue()
 
 
-def names(count: int) -> Iterator[str]:
+def names(seed: str, count: int) -> Iterator[str]:
     """Yield the names of ``count`` recordings, in folders."""
     for number in range(count):
-        yield f"{number // PER_FOLDER:04d}/{number:07d}.wav"
+        yield f"{seed}/{number // PER_FOLDER:04d}/{number:07d}.wav"
 
 
 def write_folder(folder: Path, seed: str, count: int) -> list[str]:
     """Write recordings below a folder; return their ``file://`` addresses."""
     urls = []
-    for number, name in enumerate(names(count)):
+    for number, name in enumerate(names(seed, count)):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(recording(seed, number))
@@ -50,17 +50,17 @@ def write_folder(folder: Path, seed: str, count: int) -> list[str]:
     return urls
 
 
-def write_manifest(path: Path, urls: Iterable[str]) -> None:
+def write_manifest(path: Path, seed: str, urls: Sequence[str]) -> None:
     """Write a manifest of JSON lines."""
     with path.open("w") as file:
-        for number, url in enumerate(urls):
-            file.write(json.dumps({"url": url, "custom_id": f"{number:07d}"}) + "\n")
+        for name, url in zip(names(seed, len(urls)), urls, strict=True):
+            file.write(json.dumps({"url": url, "name": name, "custom_id": name}) + "\n")
 
 
 def write_zip(path: Path, seed: str, count: int) -> None:
     """Write a ZIP of recordings."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for number, name in enumerate(names(count)):
+        for number, name in enumerate(names(seed, count)):
             archive.writestr(name, recording(seed, number))
 
 
@@ -69,7 +69,7 @@ def fill_bucket(settings: Settings, seed: str, count: int) -> list[str]:
     bucket = settings.import_buckets
     store = open_store(settings.model_copy(update={"store_url": f"s3://{bucket}"}))
     urls = []
-    for number, name in enumerate(names(count)):
+    for number, name in enumerate(names(seed, count)):
         store.put_stream(name, io.BytesIO(recording(seed, number)), "audio/wav")
         urls.append(f"s3://{bucket}/{name}")
     return urls
