@@ -6,14 +6,26 @@ ClientError
 ├── NotRunning           no stack runs in this home
 ├── PortInUse            the gateway cannot listen on the port asked for
 ├── StackFailed          a process of the stack did not start
-├── GatewayUnreachable   no gateway answers at the address
-├── SendingBroke         the connection broke in the middle of an upload
+├── GatewayUnreachable   no gateway answers at the address, or its answer broke off
+├── NoSuchJob            no job, or more than one, fits what was given for one
+├── InputInvalid         an argument or a file of the user's cannot be followed
+├── SubmissionBusy       another command is sending the same submission
+├── Interrupted          Ctrl-C while a job was followed; the job goes on
 └── Problem              the gateway answered with an RFC 9457 problem
+
+Exit codes of the command: 0 done; 1 another error; 2 wrong usage, or no audio found; 3 some
+recordings did not succeed; 4 the job was cancelled or expired; 5 the API key is missing, refused
+or may not do this; 6 the gateway does not answer; 7 no such job; 130 interrupted.
 """
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from common.errors import SoundmillError
+
+SOME_FAILED = 3
+JOB_ENDED_EARLY = 4
 
 
 class ClientError(SoundmillError):
@@ -46,10 +58,33 @@ class StackFailed(ClientError):
 
 class GatewayUnreachable(ClientError):
     code = "gateway_unreachable"
+    exit_code = 6
 
 
-class SendingBroke(ClientError):
-    code = "sending_broke"
+class NoSuchJob(ClientError):
+    code = "no_such_job"
+    exit_code = 7
+
+
+class InputInvalid(ClientError):
+    code = "input_invalid"
+    exit_code = 2
+
+
+class SubmissionBusy(ClientError):
+    code = "submission_busy"
+
+
+class Interrupted(ClientError):
+    code = "interrupted"
+    exit_code = 130
+
+
+EXIT_CODE_OF: dict[int, int] = {
+    HTTPStatus.UNAUTHORIZED: 5,
+    HTTPStatus.FORBIDDEN: 5,
+    HTTPStatus.NOT_FOUND: 7,
+}
 
 
 class Problem(ClientError):
@@ -59,3 +94,4 @@ class Problem(ClientError):
         super().__init__(detail)
         self.status = status
         self.code = code
+        self.exit_code = EXIT_CODE_OF.get(status, 1)

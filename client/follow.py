@@ -26,16 +26,34 @@ def clock(seconds: float) -> str:
 
 def pace(job: Job) -> str:
     """Return speed and remaining time as far as they are known."""
+    if job.paused and not job.is_finished:
+        return "paused"
     speed = f"{job.rate:.1f} audio hours per hour" if job.rate else "measuring the speed"
     remaining = f", {clock(job.eta_s)} to go" if job.eta_s is not None else ""
     return speed + remaining
 
 
-class Display:
-    """Progress of one job. Use it as a context manager and call ``update`` as often as you like."""
+def describe_job(job: Job) -> str:
+    """Return a job in one line."""
+    done = {stage: job.done(stage) for stage in job.stages}
+    stages = ", ".join(f"{stage} {number}/{job.recordings}" for stage, number in done.items())
+    rejected = f", {job.rejected} rejected" if job.rejected else ""
+    reading = f", reading {job.unread_sources} sources" if job.unread_sources else ""
+    speed = "" if job.is_finished else f"; {pace(job)}"
+    return f"{job.id}  {job.state:<9}  {job.name}: {stages}{rejected}{reading}{speed}"
 
-    def __init__(self, console: Console, total: int, stages: list[Stage]) -> None:
+
+class Display:
+    """Progress of one job. Use it as a context manager and call ``update`` as often as you like.
+
+    ``first`` is what the first bar is about: "sent", or "done" when nothing is sent.
+    """
+
+    def __init__(
+        self, console: Console, total: int, stages: list[Stage], first: str = "sent"
+    ) -> None:
         self._console = console
+        self._first = first
         self._total = total
         self._stages = stages
         self._next_line_at = 0.0
@@ -51,7 +69,7 @@ class Display:
                 console=console,
                 transient=True,
             )
-            for name in ["send", *stages]:
+            for name in [first, *stages]:
                 self._bars[name] = self._progress.add_task(name, total=total, note="")
 
     def __enter__(self) -> Display:
@@ -68,27 +86,32 @@ class Display:
         if self._progress is not None:
             self._progress.stop()
 
-    def update(self, sent: int, job: Job) -> None:
-        """Show that ``sent`` recordings were sent and how far the job is."""
+    def update(self, number: int, job: Job) -> None:
+        """Show that so many recordings were sent, or are done, and how far the job is."""
         if self._progress is None:
-            self._print_line(sent, job)
+            self._print_line(number, job)
             return
-        self._progress.update(self._bars["send"], completed=sent, note=pace(job))
+        total = max(self._total, job.recordings)  # it grows while sources are read
+        self._progress.update(
+            self._bars[self._first], completed=number, total=total, note=pace(job)
+        )
         for stage in self._stages:
             failed = job.not_succeeded(stage)
             note = f"[red]{failed} failed[/red]" if failed else ""
-            self._progress.update(self._bars[stage], completed=job.done(stage), note=note)
+            done = job.done(stage)
+            self._progress.update(self._bars[stage], completed=done, total=total, note=note)
 
     def warn(self, text: str) -> None:
         """Print a line that stays above the bars."""
         self._console.print(text, style="red", markup=False, highlight=False, soft_wrap=True)
 
-    def _print_line(self, sent: int, job: Job) -> None:
+    def _print_line(self, number: int, job: Job) -> None:
         now = time.monotonic()
         if now < self._next_line_at and not job.is_finished:
             return
-        parts = [f"sent {sent}/{self._total}"]
-        parts += [f"{stage} {job.done(stage)}/{self._total}" for stage in self._stages]
+        total = max(self._total, job.recordings)
+        parts = [f"{self._first} {number}/{total}"]
+        parts += [f"{stage} {job.done(stage)}/{total}" for stage in self._stages]
         line = ", ".join([*parts, pace(job)])
         if line != self._last_line:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)

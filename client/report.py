@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from client.api import Job, Run
+from client.api import Job, Rejection, Run
 from client.fetch import Fetched
-from client.submit import NotSent
+from client.submission import NotSent
 from common.domain import TERMINAL_STATES, RunState, Stage
 
 MOST_ROWS = 20
@@ -87,6 +87,12 @@ class Report:
         """Add the recordings that never reached the gateway."""
         for failure in not_sent:
             self.rows.append(Row(failure.name, None, {}, error=f"not sent: {failure.reason}"))
+
+    def add_rejected(self, rejections: Iterable[Rejection]) -> None:
+        """Add the entries of sources that did not become recordings."""
+        for entry in rejections:
+            error = f"rejected: {entry.error_detail or entry.error_code}"
+            self.rows.append(Row(entry.name, None, {}, error=error))
 
     @property
     def failures(self) -> list[Row]:

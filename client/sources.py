@@ -7,6 +7,7 @@ an error of that one recording.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import unicodedata
@@ -28,13 +29,14 @@ AUDIO_SUFFIXES = frozenset(PLAIN_SUFFIXES | LOSSLESS_SUFFIXES | LOSSY_SUFFIXES |
 DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, OSError, zlib.error)
 BLOCK_BYTES = 1024 * 1024
 MAX_NAME_CHARS = 400
+ID_DIGITS = 32
 
 
 class Unreadable(Exception):
     """A recording could not be read on this side; the message says why."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One recording to upload: the file at ``path``, or an entry of the ZIP ``archive`` there."""
 
@@ -42,6 +44,29 @@ class Source:
     path: Path
     archive: zipfile.ZipFile | None = None
     entry: zipfile.ZipInfo | None = None
+
+    def size_bytes(self) -> int:
+        """Return how long the recording is now, 0 when it cannot be told."""
+        if self.entry is not None:
+            return self.entry.file_size
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def identity(self) -> str:
+        """Return a text that is the same as long as the recording is, and its alone.
+
+        Raises:
+            Unreadable: the file is gone or may not be looked at.
+        """
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise unreadable(error) from error
+        place = -1 if self.entry is None else self.entry.header_offset
+        facts = (str(self.path.absolute()), found.st_size, found.st_mtime_ns, place)
+        return hashlib.sha256(repr(facts).encode(errors="surrogateescape")).hexdigest()[:ID_DIGITS]
 
     def blocks(self) -> Iterator[bytes]:
         """Yield the bytes in blocks of at most 1 MiB.
@@ -54,10 +79,8 @@ class Source:
                 yield from read_file(self.path)
             else:
                 yield from read_entry(self.archive, self.entry)
-        except FileNotFoundError as error:
-            raise Unreadable("the file is no longer there") from error
         except OSError as error:
-            raise Unreadable(f"cannot be read: {error.strerror or error}") from error
+            raise unreadable(error) from error
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,12 @@ class Listing:
 
     sources: list[Source]
     skipped: dict[str, int] = field(default_factory=dict)
+
+
+def unreadable(error: OSError) -> Unreadable:
+    if isinstance(error, FileNotFoundError):
+        return Unreadable("the file is no longer there")
+    return Unreadable(f"cannot be read: {error.strerror or error}")
 
 
 def read_file(path: Path) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ class Connection:
     def __init__(self, url: str, key: str | None = None, patience_s: float | None = None) -> None:
         self.url = url.rstrip("/")
         self._key = os.environ.get(KEY_VARIABLE, "") if key is None else key
-        self._patience_s = PATIENCE_S if patience_s is None else patience_s
+        self.patience_s = PATIENCE_S if patience_s is None else patience_s
 
     @property
     def options(self) -> dict[str, Any]:
@@ -44,7 +44,7 @@ class Connection:
 
     def tries(self, repeatable: bool = True) -> Tries:
         """Return the tries of a new request."""
-        return Tries(self._patience_s, repeatable)
+        return Tries(self.patience_s, repeatable)
 
     def options_of(self, call: Call[Any]) -> dict[str, Any]:
         """Return the options of one request, but for its content."""

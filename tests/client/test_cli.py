@@ -45,7 +45,7 @@ def test_gateway_that_does_not_answer(home: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("client.api.connection.PATIENCE_S", 0.0)
     url = "http://127.0.0.1:9"
     result = CliRunner().invoke(app, ["status", "--url", url, "--home", str(home)])
-    assert result.exit_code == 1
+    assert result.exit_code == 6
     assert f"No Soundmill gateway answers at {url}" in result.stderr
 
 

@@ -18,8 +18,9 @@ from client.api import Artifact, Gateway, Job, Recording, Run
 from client.errors import Problem
 from client.fetch import Fetched, fetch_all
 from client.report import Report
-from client.sources import Listing, Source
-from client.submit import NotSent, Submission, send_all
+from client.sources import Source
+from client.submission import NotSent, Submission
+from client.submit import Sender
 from common.domain import ArtifactKind, JobState, Priority, RunState, Stage
 from common.errors import DiskFull
 
@@ -40,7 +41,9 @@ class FakeGateway:
         if what == self.breaks_at and self.error is not None:
             raise self.error
 
-    def upload(self, job_id: str, name: str, blocks: Callable[[], Iterable[bytes]]) -> None:
+    def upload(
+        self, job_id: str, name: str, blocks: Callable[[], Iterable[bytes]], idempotency_key: str
+    ) -> None:
         if name == "refused.wav":
             raise Problem(422, "name_invalid", "a name like that is refused")
         content = b"".join(blocks())
@@ -195,14 +198,14 @@ def test_csv_holds_every_recording_and_no_formula(tmp_path: Path) -> None:
 def test_one_bad_file_does_not_stop_the_others(tmp_path: Path) -> None:
     for name in ("a.wav", "refused.wav", "z.wav"):
         (tmp_path / name).write_bytes(b"123")
-    listing = Listing([Source(p.name, p) for p in sorted(tmp_path.iterdir())])
-    listing.sources.insert(1, Source("gone.wav", tmp_path / "gone.wav"))
+    sources = [Source(p.name, p) for p in sorted(tmp_path.iterdir())]
+    sources.insert(1, Source("gone.wav", tmp_path / "gone.wav"))
     fake = FakeGateway()
     submission = Submission(total=4)
-    send_all(cast(Gateway, fake), "job", listing, submission, lambda: None)
-    assert fake.sent == ["a.wav 3", "z.wav 3"]
+    Sender(cast(Gateway, fake), "job", submission, lambda: None).send_files(sources)
+    assert sorted(fake.sent) == ["a.wav 3", "z.wav 3"]
     assert submission.sent == 2
-    assert submission.not_sent == [
+    assert sorted(submission.not_sent, key=lambda failure: failure.name) == [
         NotSent("gone.wav", "the file is no longer there"),
         NotSent("refused.wav", "a name like that is refused"),
     ]
