@@ -19,7 +19,7 @@ from common import keys, logs
 from common.db import make_engine, make_readers
 from common.settings import Settings, get_settings
 from services.gateway.app import create_app
-from services.gateway.bodies import Receiver
+from services.gateway.context import Surroundings
 from services.gateway.guard import is_loopback
 
 BACKLOG = 2048
@@ -31,13 +31,14 @@ EXIT_NO_KEY = os.EX_CONFIG
 
 
 class Server(uvicorn.Server):
-    """Ends uploads that will not become whole, rather than waiting for them."""
+    """Ends what would not end by itself, rather than waiting for it: streams, stalled uploads."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         app = self.config.app
         if isinstance(app, FastAPI):
-            receiver: Receiver = app.state.surroundings.receiver
-            asyncio.get_running_loop().call_later(FINISH_S, receiver.close)
+            around: Surroundings = app.state.surroundings
+            around.streams.close()
+            asyncio.get_running_loop().call_later(FINISH_S, around.receiver.close)
         await super().shutdown(sockets)
 
 

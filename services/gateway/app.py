@@ -17,6 +17,7 @@ from common.settings import Settings
 from common.storage import open_store
 from services.gateway import api_document, problems
 from services.gateway.context import Surroundings
+from services.gateway.follow import Streams
 from services.gateway.guard import NoNul, is_loopback
 from services.gateway.keyring import Keyring
 from services.gateway.limits import RateLimiter
@@ -28,6 +29,7 @@ from services.gateway.routes import (
     operations,
     recordings,
     results,
+    search,
     sources,
     uploads,
     webhooks,
@@ -36,7 +38,18 @@ from services.gateway.routes import (
 log = logs.get_logger(__name__)
 
 REDIS_TIMEOUT_S = 2.0
-ROUTES = (jobs, recordings, sources, uploads, results, exports, follow, webhooks, operations)
+ROUTES = (
+    jobs,
+    recordings,
+    sources,
+    uploads,
+    results,
+    exports,
+    search,
+    follow,
+    webhooks,
+    operations,
+)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -58,6 +71,7 @@ def create_app(settings: Settings) -> FastAPI:
         ),
         keyring=Keyring(readers),
         limiter=RateLimiter(settings.redis_url.get_secret_value(), settings.requests_per_minute),
+        streams=Streams(readers),
         keyless=settings.embedded and is_loopback(settings.host),
         registry=registry,
         metrics=metrics,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import redis
 from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Query, Request
 from prometheus_client import CollectorRegistry
+from pydantic import AfterValidator
 from sqlalchemy.orm import Session, sessionmaker
 
+from common.names import plain_text
 from common.settings import Settings
 from common.storage import ObjectStore
 from services.gateway.bodies import Receiver
@@ -21,6 +23,9 @@ from services.gateway.limits import RateLimiter
 from services.gateway.observe import HttpMetrics
 from services.gateway.problems import MEDIA_TYPE as PROBLEM_TYPE
 from services.gateway.schemas import ProblemOut
+
+if TYPE_CHECKING:
+    from services.gateway.follow import Streams
 
 PRESIGNED_FOR_S = 900
 CALL_THREADS = 4  # that wait for somebody else's server
@@ -38,6 +43,7 @@ class Surroundings:
     redis: redis.Redis
     keyring: Keyring
     limiter: RateLimiter
+    streams: Streams
     keyless: bool  # the one user of this machine needs no key
     registry: CollectorRegistry
     metrics: HttpMetrics
@@ -55,6 +61,9 @@ async def surroundings(request: Request) -> Surroundings:
 
 Around = Annotated[Surroundings, Depends(surroundings)]
 Limit = Annotated[int, Query(ge=1, le=500)]
+FilterText = Annotated[
+    Annotated[str, AfterValidator(plain_text)] | None, Query(min_length=1, max_length=500)
+]
 Cursor = Annotated[str | None, Query(max_length=200)]
 
 problem = {"model": ProblemOut, "content": {PROBLEM_TYPE: {}}, "description": "A problem."}

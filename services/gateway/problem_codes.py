@@ -38,6 +38,9 @@ CODES: dict[str, Code] = {
     "rate_limited": Code(
         HTTPStatus.TOO_MANY_REQUESTS, "Too many requests of this key: see Retry-After."
     ),
+    "too_many_streams": Code(
+        HTTPStatus.TOO_MANY_REQUESTS, "This key, or all together, follow too many jobs."
+    ),
     # What is asked
     "request_invalid": Code(UNPROCESSABLE, "A field or parameter is missing, unknown or wrong."),
     "parameters_invalid": Code(UNPROCESSABLE, "A stage has no such parameter or value."),
@@ -103,6 +106,7 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "list_recordings": ("cursor_invalid",),
     "get_artifact": LOADS,
     "get_events": LOADS,
+    "follow_job": ("too_many_streams", "shutting_down"),
     "post_webhook": (*BODY, "url_forbidden", "conflict", "idempotency_key_reused"),
     "list_deliveries": ("cursor_invalid",),
     "ready": ("not_ready",),
