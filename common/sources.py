@@ -7,6 +7,7 @@ it as its own bytes instead, so that nothing large is copied.
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import Annotated, Any
 
@@ -19,6 +20,26 @@ from common.names import CleanName, CustomId, Labels, plain_text
 MAX_URL_LENGTH = 4_096
 MAX_URL_ITEMS = 100_000
 SHA256 = r"^[0-9a-fA-F]{64}$"
+
+
+def storable(value: Any) -> Any:
+    """Return JSON as it is. Raises ValueError for what a database keeps not: NUL, NaN, infinity."""
+    if isinstance(value, str):
+        return plain_text(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("must not hold NaN or infinity")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            storable(key)
+            storable(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            storable(inner)
+    return value
+
+
+Changes = Annotated[dict[str, Any], AfterValidator(storable)]
+"""Changes to a job's parameters, not yet held against any stage."""
 
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL_LENGTH), AfterValidator(plain_text)]
 Sha256 = Annotated[str, Field(pattern=SHA256), AfterValidator(str.lower)]
@@ -58,7 +79,7 @@ class ManifestLine(Spec):
     name: CleanName | None = None
     custom_id: CustomId | None = None
     labels: Labels = {}
-    params: dict[str, Any] | None = None
+    params: Changes | None = None
     sha256: Sha256 | None = None
 
 
@@ -103,7 +124,7 @@ class UploadSpec(Spec):
     sha256: Sha256 | None = None
     custom_id: CustomId | None = None
     labels: Labels = {}
-    params: dict[str, Any] | None = None
+    params: Changes | None = None
 
 
 AnySpec = ArchiveSpec | ManifestSpec | UrlsSpec | PrefixSpec | UploadSpec

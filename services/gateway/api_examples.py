@@ -15,7 +15,10 @@ LINE = {
     "params": {"classify": {"threshold": 0.4}},
 }
 
+UPLOAD_ID = "0199f3a6c9a15b7c8d9e0f1a2b3c4d5e"
+
 PARAMETERS: dict[str, Any] = {
+    "upload_id": UPLOAD_ID,
     "job_id": JOB_ID,
     "recording_id": RECORDING_ID,
     "name": "harbour/0001.flac",
@@ -47,6 +50,54 @@ BODIES: dict[str, dict[str, dict[str, Any]]] = {  # operation, media type, examp
                     "stages": ["classify"],
                     "params": {"classify": {"threshold": 0.4, "top_k": 3}},
                 },
+            },
+        },
+    },
+    "post_upload": {
+        "application/json": {
+            "night": {
+                "summary": "A long recording",
+                "value": {"name": "night.wav", "size_bytes": 21474836480, "sha256": SHA256},
+            },
+        },
+    },
+    "complete_upload": {
+        "application/json": {
+            "compared": {
+                "summary": "Compare the parts with what has arrived",
+                "value": {"parts": [{"number": 1, "etag": "5d41402abc4b2a76b9719d911017c592"}]},
+            },
+        },
+    },
+    "post_source": {
+        "application/json": {
+            "urls": {
+                "summary": "Recordings by their addresses",
+                "value": {"kind": "urls", "items": [LINE]},
+            },
+            "prefix": {
+                "summary": "Everything below a prefix",
+                "value": {"kind": "prefix", "url": "s3://field-recordings/2026/"},
+            },
+            "recording": {
+                "summary": "A finished upload as one recording",
+                "value": {"kind": "upload", "upload_id": UPLOAD_ID, "custom_id": "night-1"},
+            },
+            "archive": {
+                "summary": "A finished upload as an archive",
+                "value": {"kind": "upload", "upload_id": UPLOAD_ID, "as": "archive"},
+            },
+        },
+        "application/x-ndjson": {
+            "lines": {
+                "summary": "One recording per line",
+                "value": '{"url": "https://archive.example.org/1.flac", "custom_id": "1"}\n',
+            },
+        },
+        "text/csv": {
+            "table": {
+                "summary": "One recording per row",
+                "value": "url,custom_id,label.site\nhttps://archive.example.org/1.flac,1,pier 4\n",
             },
         },
     },

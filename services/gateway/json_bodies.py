@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
 from services.gateway.bodies import Body
-from services.gateway.uploads import too_large
+from services.gateway.problems import too_large
 
 MEDIA_TYPE = "application/json"
 READ_BYTES = 1 << 16
@@ -45,20 +45,5 @@ def media_type_of(content_type: str) -> str:
 
 def described(model: type[BaseModel], required: bool = True) -> dict[str, Any]:
     """Return what OpenAPI says of a route that reads ``model`` from its body."""
-    return {"requestBody": {"required": required, "content": {MEDIA_TYPE: content(model)}}}
-
-
-def content(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the schema of a model as OpenAPI's media type object, with nothing left to look up."""
     schema = model.model_json_schema()
-    return {"schema": _inlined(schema, schema.pop("$defs", {}))}
-
-
-def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
-    if isinstance(node, list):
-        return [_inlined(item, definitions) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if "$ref" in node:
-        return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
-    return {key: _inlined(value, definitions) for key, value in node.items() if key != "mapping"}
+    return {"requestBody": {"required": required, "content": {MEDIA_TYPE: {"schema": schema}}}}

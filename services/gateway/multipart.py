@@ -24,7 +24,7 @@ from common.settings import Settings
 from common.storage import ObjectStore, Readable, StoredPart
 from services.gateway.access import Caller
 from services.gateway.idempotency import Once
-from services.gateway.problems import Problem, invalid
+from services.gateway.problems import Problem, invalid, too_large
 from services.gateway.service import Sessions
 from services.gateway.source_schemas import (
     CompleteRequest,
@@ -35,7 +35,6 @@ from services.gateway.source_schemas import (
     UploadOut,
     UploadRequest,
 )
-from services.gateway.uploads import too_large
 
 log = logs.get_logger(__name__)
 

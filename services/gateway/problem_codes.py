@@ -66,6 +66,19 @@ CODES: dict[str, Code] = {
     ),
     "hash_mismatch": Code(UNPROCESSABLE, "The bytes that arrived have another SHA-256."),
     "upload_stalled": Code(HTTPStatus.REQUEST_TIMEOUT, "Nothing arrived for a minute."),
+    "length_required": Code(
+        HTTPStatus.LENGTH_REQUIRED, "A part is sent with its Content-Length, not in chunks."
+    ),
+    "archive_unreadable": Code(UNPROCESSABLE, "Not a ZIP, a TAR, a TAR.GZ or a TAR.ZST."),
+    "manifest_unreadable": Code(UNPROCESSABLE, "Neither JSON lines nor CSV."),
+    # Uploads in parts
+    "upload_not_open": Code(CONFLICT, "The upload is in another state than is needed here."),
+    "upload_expired": Code(HTTPStatus.GONE, "The time of the upload is over."),
+    "upload_incomplete": Code(CONFLICT, "Parts are missing or short: `missing` has the first."),
+    "part_number_invalid": Code(UNPROCESSABLE, "The upload has no part of this number."),
+    "part_size_wrong": Code(UNPROCESSABLE, "The part has another size than it must have."),
+    "part_etag_wrong": Code(CONFLICT, "A part has arrived with another content than was named."),
+    "parts_order_wrong": Code(UNPROCESSABLE, "Parts are named in order, each once."),
     # What cannot be done now
     "shutting_down": Code(UNAVAILABLE, "This process is about to end: try again."),
     "database_unavailable": Code(UNAVAILABLE, "The database does not answer: try again."),
@@ -96,6 +109,9 @@ STORES = (*BODY, "store_unavailable", "disk_full", "quota_exceeded", "idempotenc
 LOADS = ("store_unavailable", "artifact_invalid", "not_found")
 FORM = ("form_malformed", "too_many_parts", "no_recordings", "unsupported_media_type")
 
+ONCE = ("quota_exceeded", "idempotency_key_reused")
+TAKING = ("upload_not_open", "upload_expired")
+
 OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those above
     "post_job": (*STORES, *FORM, "name_invalid", "parameters_invalid"),
     "post_recording": (*STORES, "name_invalid", "hash_mismatch", "conflict"),
@@ -109,6 +125,42 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "follow_job": ("too_many_streams", "shutting_down"),
     "post_webhook": (*BODY, "url_forbidden", "conflict", "idempotency_key_reused"),
     "list_deliveries": ("cursor_invalid",),
+    "post_upload": (*BODY, "store_unavailable", "disk_full", *ONCE),
+    "get_upload": ("store_unavailable",),
+    "get_part_links": ("part_number_invalid", *TAKING, "store_unavailable"),
+    "put_part": (
+        *BODY,
+        *TAKING,
+        "part_number_invalid",
+        "part_size_wrong",
+        "length_required",
+        "hash_mismatch",
+        "conflict",
+        "store_unavailable",
+        "disk_full",
+    ),
+    "complete_upload": (
+        *BODY,
+        *TAKING,
+        "upload_incomplete",
+        "parts_order_wrong",
+        "part_etag_wrong",
+        "conflict",
+        "store_unavailable",
+        "disk_full",
+    ),
+    "delete_upload": ("upload_not_open", "store_unavailable"),
+    "post_source": (
+        *STORES,
+        *TAKING,
+        "unsupported_media_type",
+        "archive_unreadable",
+        "manifest_unreadable",
+        "hash_mismatch",
+        "parameters_invalid",
+        "conflict",
+    ),
+    "list_sources": ("cursor_invalid",),
     "ready": ("not_ready",),
 }
 

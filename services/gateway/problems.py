@@ -78,6 +78,13 @@ def invalid(code: str, detail: str) -> Problem:
     return Problem(HTTPStatus.UNPROCESSABLE_ENTITY, code, detail)
 
 
+def too_large(limit_bytes: int) -> Problem:
+    """Return the problem of a body that is longer than allowed."""
+    return Problem(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"More than {limit_bytes} bytes."
+    )
+
+
 def respond(request: Request, problem: Problem) -> Response:
     """Return the response for a problem."""
     request_id = getattr(request.state, "request_id", "")

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from common.domain import SourceKind, SourceState, UploadState
 from common.names import CleanName, CustomId, Labels
-from common.sources import MAX_URL_ITEMS, ArchiveFormat, ManifestFormat, ManifestLine, Sha256, Url
+from common.sources import (
+    MAX_URL_ITEMS,
+    ArchiveFormat,
+    Changes,
+    ManifestFormat,
+    ManifestLine,
+    Sha256,
+    Url,
+)
 from services.gateway.schemas import Out, Time
 
 
@@ -124,7 +132,7 @@ class UploadSourceRequest(In):
     all_files: bool = False
     custom_id: CustomId | None = None
     labels: Labels = {}
-    params: dict[str, Any] | None = None
+    params: Changes | None = None
 
 
 class SourceRequest(

@@ -11,7 +11,7 @@ from fastapi import Depends, Header, Path, Query, Request, Response
 
 from services.gateway.access import Caller, Reader, Submitter
 from services.gateway.bodies import Body
-from services.gateway.context import Around, Surroundings, new_router, problem
+from services.gateway.context import Around, Surroundings, new_router
 from services.gateway.idempotency import Idempotent
 from services.gateway.json_bodies import described, read_model
 from services.gateway.multipart import Uploads
@@ -51,7 +51,6 @@ Seen = Annotated[Uploads, Depends(seen)]
     "/uploads",
     status_code=HTTPStatus.CREATED,
     openapi_extra=described(UploadRequest),
-    responses={413: problem, 422: problem},
 )
 async def post_upload(
     request: Request, response: Response, around: Around, uploads: Submitted, once: Idempotent
@@ -73,7 +72,7 @@ def get_upload(uploads: Seen, upload_id: UploadId) -> UploadOut:
     return uploads.look(upload_id)
 
 
-@router.get("/uploads/{upload_id}/parts", responses={409: problem, 410: problem})
+@router.get("/uploads/{upload_id}/parts")
 def get_part_links(
     uploads: Submitted,
     upload_id: UploadId,
@@ -95,7 +94,6 @@ def get_part_links(
             },
         }
     },
-    responses={409: problem, 410: problem, 411: problem},
 )
 async def put_part(
     request: Request,
@@ -127,7 +125,6 @@ async def put_part(
 @router.post(
     "/uploads/{upload_id}/complete",
     openapi_extra=described(CompleteRequest, required=False),
-    responses={409: problem, 410: problem},
 )
 async def complete_upload(
     request: Request, around: Around, uploads: Submitted, upload_id: UploadId
@@ -145,7 +142,7 @@ async def complete_upload(
     return await around.receiver.run(Body(request, around.receiver), complete)
 
 
-@router.delete("/uploads/{upload_id}", status_code=HTTPStatus.NO_CONTENT, responses={409: problem})
+@router.delete("/uploads/{upload_id}", status_code=HTTPStatus.NO_CONTENT)
 async def delete_upload(uploads: Submitted, upload_id: UploadId) -> None:
     """Give an upload up and remove what has arrived."""
     await to_thread.run_sync(uploads.abort, upload_id)
