@@ -1,4 +1,4 @@
-"""What the gateway reads from the database, as it goes over the wire."""
+"""Recordings and results as the gateway reads them from the database."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from common.db import Artifact, Attempt, Job, Recording, StageRun
-from common.domain import ArtifactKind, JobState, RunState, Stage
+from common.domain import ArtifactKind, RunState, Stage
 from common.errors import NotFound
 from common.params import parse_params
 from services.gateway import cursors
@@ -19,8 +19,6 @@ from services.gateway.access import Caller
 from services.gateway.schemas import (
     ArtifactOut,
     AttemptOut,
-    JobOut,
-    JobPage,
     RecordingDetail,
     RecordingFacts,
     RecordingOut,
@@ -31,6 +29,7 @@ from services.gateway.schemas import (
 from services.gateway.walks import recordings_with_runs
 
 PIPELINE = list(Stage)
+AT_FAULT = (RunState.FAILED, RunState.QUARANTINED, RunState.SKIPPED, RunState.CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -41,39 +40,26 @@ class StoredResult:
     artifact: Artifact
 
 
-def get_job(session: Session, caller: Caller, job_id: str) -> JobOut:
-    """Return a job. Raises NotFound."""
-    return _job_out(caller.job(session, job_id))
+@dataclass(frozen=True)
+class RecordingFilter:
+    """Which recordings to list. None lets all through."""
 
-
-def list_jobs(
-    session: Session, caller: Caller, state: JobState | None, cursor: str | None, limit: int
-) -> JobPage:
-    """Return a page of jobs, newest first."""
-    mine = (caller.owns(Job.owner), Job.deleted_at.is_(None))
-    query = select(Job).where(*mine).order_by(Job.id.desc()).limit(limit + 1)
-    if state is not None:
-        query = query.where(Job.state == state.value)
-    if cursor is not None:
-        query = query.where(Job.id < cursors.decode(cursor))
-    jobs = session.scalars(query).all()
-    more = len(jobs) > limit
-    return JobPage(
-        jobs=[_job_out(job) for job in jobs[:limit]],
-        next_cursor=cursors.encode(jobs[limit - 1].id) if more else None,
-    )
+    state: RunState | None = None  # of any stage, or of ``stage``
+    stage: Stage | None = None
+    error_code: str | None = None  # of any stage, or of ``stage``
+    custom_id: str | None = None
+    name: str | None = None  # how it begins, letter by letter
 
 
 def list_recordings(
     session: Session,
     caller: Caller,
     job_id: str,
-    state: RunState | None,
-    stage: Stage | None,
+    wanted: RecordingFilter,
     cursor: str | None,
     limit: int,
 ) -> RecordingPage:
-    """Return a page of a job's recordings: all, or those with a run in ``state`` (of ``stage``).
+    """Return a page of a job's recordings in order.
 
     Raises:
         NotFound: no such job.
@@ -82,11 +68,12 @@ def list_recordings(
     caller.job(session, job_id)
     after = -1 if cursor is None else cursors.decode_position(cursor)
     query = select(Recording).where(Recording.job_id == job_id, Recording.position > after)
-    if state is not None or stage is not None:
-        states = [state] if state else list(RunState)
-        stages = [stage] if stage else PIPELINE
-        walk = recordings_with_runs(job_id, states, after, limit + 1, stages).subquery()
-        query = query.join(walk, walk.c.recording_id == Recording.id)
+    if wanted.custom_id is not None:
+        query = query.where(Recording.custom_id == wanted.custom_id)
+    if wanted.name is not None:
+        query = query.where(Recording.name.startswith(wanted.name, autoescape=True))
+    if (wanted.state, wanted.stage, wanted.error_code) != (None, None, None):
+        query = _with_runs(query, job_id, wanted, after, limit + 1)
     found = session.scalars(query.order_by(Recording.position).limit(limit + 1)).all()
     page = found[:limit]
     runs_of = _runs_of(session, page)
@@ -155,17 +142,28 @@ def get_result(
     return StoredResult(recording.name, artifact)
 
 
-def _job_out(job: Job) -> JobOut:
-    remaining_s = job.audio_s_total - job.audio_s_done
-    ended = job.state in (JobState.COMPLETED, JobState.CANCELLED)
-    eta_s = None
-    if not ended and job.counted_at is not None:
-        if remaining_s <= 0.0:
-            eta_s = 0.0
-        elif job.rate:
-            eta_s = remaining_s / job.rate
-    out = {name: getattr(job, name) for name in JobOut.model_fields if name != "eta_s"}
-    return JobOut.model_validate({**out, "eta_s": eta_s})
+def _with_runs(
+    query: Select[Recording], job_id: str, wanted: RecordingFilter, after: int, limit: int
+) -> Select[Recording]:
+    """Keep recordings with a run as wanted, by a walk along an index of runs where that suffices.
+
+    The walk takes the first ``limit`` recordings, so whatever else is wanted must not come after.
+    """
+    possible = RunState if wanted.error_code is None else AT_FAULT
+    states = [wanted.state] if wanted.state else list(possible)
+    stages = [wanted.stage] if wanted.stage else PIPELINE
+    if wanted.custom_id is None and wanted.name is None:
+        walk = recordings_with_runs(job_id, states, after, limit, stages, wanted.error_code)
+        found = walk.subquery()
+        return query.join(found, found.c.recording_id == Recording.id)
+    runs = select(StageRun.id).where(
+        StageRun.recording_id == Recording.id,
+        StageRun.stage.in_([stage.value for stage in stages]),
+        StageRun.state.in_([state.value for state in states]),
+    )
+    if wanted.error_code is not None:
+        runs = runs.where(StageRun.error_code == wanted.error_code)
+    return query.where(runs.exists())
 
 
 def _facts(recording: Recording) -> dict[str, Any]:

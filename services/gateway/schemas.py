@@ -5,74 +5,26 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from common.domain import ArtifactKind, JobState, Outcome, Priority, RunState, Stage
-from common.params import JobParams
-from services.gateway.names import CleanName
+from common.domain import ArtifactKind, Outcome, RunState, Stage
 
 
 def _from_seconds(value: object) -> object:
     return datetime.fromtimestamp(value, UTC) if isinstance(value, float) else value
 
 
+def _or_empty(value: object) -> object:
+    return {} if value is None else value
+
+
 Time = Annotated[datetime, BeforeValidator(_from_seconds)]
-
-
-class JobRequest(BaseModel):
-    """What to do with the recordings that follow. Stages bring along those they need."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: CleanName = "unnamed"
-    priority: Priority = Priority.BULK
-    stages: set[Stage] = Field(default_factory=lambda: set(Stage), min_length=1)
-    params: JobParams = JobParams()
 
 
 class Out(BaseModel):
     """Base of what is sent: read from database rows, field by field."""
 
     model_config = ConfigDict(from_attributes=True)
-
-
-class JobOut(Out):
-    """A job and how far it is.
-
-    Audio is weighted by stages: a recording of 60 s with two of its four stages done counts as
-    30 s done. ``rate`` is seconds of audio per second, lately; ``eta_s`` follows from it.
-    """
-
-    id: str
-    name: str
-    state: JobState
-    priority: Priority
-    stages: list[Stage]
-    params: dict[str, Any]
-    created_at: Time
-    closed_at: Time | None
-    finished_at: Time | None
-    recordings: int
-    counts: dict[Stage, dict[RunState, int]]
-    audio_s_total: float
-    audio_s_done: float
-    rate: float | None
-    eta_s: float | None
-    counted_at: Time | None
-
-
-class JobPage(BaseModel):
-    """Jobs, newest first. ``next_cursor`` asks for the page after this one."""
-
-    jobs: list[JobOut]
-    next_cursor: str | None
-
-
-class RetryOut(BaseModel):
-    """How many stage runs went back to work."""
-
-    job: JobOut
-    retried: int
 
 
 class ArtifactOut(Out):
@@ -96,7 +48,10 @@ class RunBrief(Out):
 
 
 class RecordingFacts(Out):
-    """What is known about a recording itself. The last three once it has been decoded."""
+    """What is known about a recording itself. The last three once it has been decoded.
+
+    ``custom_id`` and ``labels`` are its owner's; ``entry`` is its place in its source.
+    """
 
     id: str
     job_id: str
@@ -105,6 +60,10 @@ class RecordingFacts(Out):
     size_bytes: int
     sha256: str
     created_at: Time
+    custom_id: str | None
+    labels: Annotated[dict[str, str], BeforeValidator(_or_empty)]
+    source_id: str | None
+    entry: int | None
     duration_s: float | None
     sample_rate: int | None
     channels: int | None

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -26,15 +25,16 @@ from common.storage import ObjectStore, Readable
 from services.gateway import service
 from services.gateway.access import Caller
 from services.gateway.bodies import Body, Form, Part
+from services.gateway.idempotency import Once
+from services.gateway.job_schemas import JobRequest
+from services.gateway.json_bodies import read_model
 from services.gateway.names import clean_name
-from services.gateway.problems import Problem, invalid
-from services.gateway.schemas import JobRequest
-from services.gateway.service import Sessions
+from services.gateway.problems import invalid
+from services.gateway.service import Described, Sessions
 
 log = logs.get_logger(__name__)
 
 MEDIA_TYPE = "application/octet-stream"  # what it really is, decoding finds out
-READ_BYTES = 1 << 16
 MAX_JSON_BYTES = 1 << 20
 MAX_FILES_PER_FORM = 10_000
 MAX_FIELDS_PER_FORM = 64
@@ -45,23 +45,15 @@ class Taker:
     """Where uploads go, and whose they are."""
 
     caller: Caller
-
+    once: Once
     settings: Settings
     sessions: Sessions
     store: ObjectStore
 
     def take_job(self, body: Body) -> str:
         """Create an open job from a JSON body; return its id."""
-        raw = b""
-        while block := body.read(READ_BYTES):
-            raw += block
-            if len(raw) > MAX_JSON_BYTES:
-                raise too_large(MAX_JSON_BYTES)
-        try:
-            request = JobRequest.model_validate_json(raw)
-        except ValidationError as error:
-            raise RequestValidationError(error.errors()) from error
-        return service.create_job(self.sessions, self.caller, request)
+        request = read_model(body, JobRequest, MAX_JSON_BYTES)
+        return service.create_job(self.sessions, self.caller, self.once, request)
 
     def take_form(self, body: Body, content_type: str) -> str:
         """Create a closed job from a form with its recordings; return its id.
@@ -89,6 +81,7 @@ class Taker:
             service.submit_job(
                 self.sessions,
                 self.caller,
+                self.once,
                 job_id,
                 _job_request(fields),
                 uploads.done,
@@ -96,9 +89,11 @@ class Taker:
             )
         return job_id
 
-    def take_recording(self, body: Body, job_id: str, name: str, sha256: str | None) -> str:
+    def take_recording(
+        self, body: Body, job_id: str, name: str, sha256: str | None, described: Described
+    ) -> str:
         """Add a raw body to an open job as a recording; return its id."""
-        service.check_open(self.sessions, self.caller, job_id)
+        service.check_recording(self.sessions, self.caller, self.once, job_id, described)
         clean = _name(name)
         uploads = _Uploads(self.store, job_id, self.settings.max_upload_bytes)
         with uploads.removed_on_error():
@@ -109,16 +104,15 @@ class Taker:
                     f"The bytes that arrived have the SHA-256 {upload.sha256}.",
                 )
             service.add_recording(
-                self.sessions, self.caller, job_id, upload, self.settings.max_recordings_per_job
+                self.sessions,
+                self.caller,
+                self.once,
+                job_id,
+                upload,
+                described,
+                self.settings.max_recordings_per_job,
             )
         return upload.id
-
-
-def too_large(limit_bytes: int) -> Problem:
-    """Return the problem of a body that is longer than allowed."""
-    return Problem(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_large", f"More than {limit_bytes} bytes."
-    )
 
 
 def _read_field(part: Part, fields: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ def recordings_with_runs(
     after: int,
     limit: int,
     stages: Collection[Stage] = tuple(Stage),
+    error_code: str | None = None,
 ) -> Select[str, int]:
     """Select id and position of the next recordings that have a run in one of ``states``.
 
@@ -26,6 +27,8 @@ def recordings_with_runs(
         after: The position after which to begin; -1 begins at the first recording.
         limit: The most recordings to select.
         stages: Of which stages the runs may be.
+        error_code: Which error the runs must have, if any. Passes over those with others one by
+            one: ask for it together with states in which runs have errors.
     """
     walks = [
         select(StageRun.recording_id, StageRun.position)
@@ -34,6 +37,7 @@ def recordings_with_runs(
             StageRun.stage == stage.value,
             StageRun.state == state.value,
             StageRun.position > after,
+            *([] if error_code is None else [StageRun.error_code == error_code]),
         )
         .order_by(StageRun.position)
         .limit(limit)

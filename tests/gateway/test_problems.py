@@ -9,7 +9,7 @@ from sqlalchemy.exc import OperationalError
 
 from common.errors import DiskFull, StoreUnavailable
 from common.storage import DirectoryStore, S3Store
-from services.gateway import queries, uploads
+from services.gateway import job_queries, uploads
 from tests.gateway.conftest import STACKS, Gateway, problem
 
 pytestmark = STACKS
@@ -79,7 +79,7 @@ def test_an_unforeseen_error_is_logged_under_the_id_that_is_answered(
     def broken(*_: Any) -> None:
         raise RuntimeError("the secret reason")
 
-    monkeypatch.setattr(queries, "get_job", broken)
+    monkeypatch.setattr(job_queries, "get_job", broken)
     answer = gateway.client.get("/v1/jobs/x")
     document = problem(answer, 500, "internal_error")
     assert "secret" not in answer.text

@@ -8,15 +8,33 @@ from http import HTTPStatus
 
 from anyio import to_thread
 from fastapi import Request, Response
+from pydantic import AwareDatetime
 
-from common.domain import JobState
-from services.gateway import changes, queries, service
+from common.domain import JobState, Priority
+from services.gateway import changes, job_queries, service
 from services.gateway.access import Caller, Reader, Submitter
 from services.gateway.bodies import Body
-from services.gateway.context import Around, Cursor, Limit, Surroundings, new_router
+from services.gateway.context import (
+    Around,
+    Cursor,
+    FilterText,
+    Limit,
+    Surroundings,
+    new_router,
+)
+from services.gateway.idempotency import Idempotent
+from services.gateway.job_queries import JobFilter
+from services.gateway.job_schemas import (
+    JobChange,
+    JobOut,
+    JobPage,
+    JobRequest,
+    RejectionPage,
+    RetryOut,
+)
+from services.gateway.json_bodies import described, read_model
 from services.gateway.problems import Problem
-from services.gateway.schemas import JobOut, JobPage, JobRequest, RetryOut
-from services.gateway.uploads import Taker
+from services.gateway.uploads import MAX_JSON_BYTES, Taker
 
 FORM = "multipart/form-data"
 
@@ -53,13 +71,13 @@ router = new_router()
     },
 )
 async def post_job(
-    request: Request, response: Response, around: Around, caller: Submitter
+    request: Request, response: Response, around: Around, caller: Submitter, once: Idempotent
 ) -> JobOut:
     """Create an open job (JSON), or a whole job with its recordings (form)."""
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     body = Body(request, around.receiver)
-    taker = Taker(caller, around.settings, around.sessions, around.store)
+    taker = Taker(caller, once, around.settings, around.sessions, around.store)
     if media_type == FORM:
         take: Callable[[Body], str] = partial(taker.take_form, content_type=content_type)
     elif media_type == "application/json":
@@ -70,7 +88,7 @@ async def post_job(
             "unsupported_media_type",
             f"Send application/json or {FORM}.",
         )
-    job_id = await around.receiver.run(body, take)
+    job_id = await around.receiver.run(body, lambda body: once.make(partial(take, body)))
     if media_type == FORM:
         around.metrics.upload_bytes.inc(body.size_bytes)
     response.headers["Location"] = f"/v1/jobs/{job_id}"
@@ -95,7 +113,41 @@ def cancel_job(around: Around, caller: Submitter, job_id: str) -> JobOut:
 def retry_job(around: Around, caller: Submitter, job_id: str) -> RetryOut:
     """Put stage runs that failed, were quarantined or skipped back to work."""
     retried = changes.retry_job(around.sessions, caller, job_id)
-    return RetryOut(job=_job(around, caller, job_id), retried=retried.runs)
+    job = _job(around, caller, job_id)
+    return RetryOut(job=job, retried=retried.runs, entries=retried.entries)
+
+
+@router.post("/jobs/{job_id}/pause")
+def pause_job(around: Around, caller: Submitter, job_id: str) -> JobOut:
+    """Give nothing more of the job to workers. What they hold is done to its end."""
+    changes.pause_job(around.sessions, caller, job_id)
+    return _job(around, caller, job_id)
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume_job(around: Around, caller: Submitter, job_id: str) -> JobOut:
+    """Go on with a paused job."""
+    changes.resume_job(around.sessions, caller, job_id)
+    return _job(around, caller, job_id)
+
+
+@router.patch("/jobs/{job_id}", openapi_extra=described(JobChange))
+async def change_job(request: Request, around: Around, caller: Submitter, job_id: str) -> JobOut:
+    """Change the name, the priority, the deadline or the retention time."""
+
+    def change(body: Body) -> JobOut:
+        asked = read_model(body, JobChange, MAX_JSON_BYTES)
+        service.change_job(around.sessions, caller, job_id, asked)
+        return _job(around, caller, job_id)
+
+    return await around.receiver.run(Body(request, around.receiver), change)
+
+
+@router.delete("/jobs/{job_id}", status_code=HTTPStatus.ACCEPTED, response_class=Response)
+def delete_job(around: Around, caller: Submitter, job_id: str) -> Response:
+    """Delete the job with all it holds. It is gone at once; what it held goes soon after."""
+    changes.delete_job(around.sessions, caller, job_id)
+    return Response(status_code=HTTPStatus.ACCEPTED)
 
 
 @router.get("/jobs")
@@ -103,12 +155,17 @@ def list_jobs(
     around: Around,
     caller: Reader,
     state: JobState | None = None,
+    name: FilterText = None,
+    priority: Priority | None = None,
+    created_after: AwareDatetime | None = None,
+    created_before: AwareDatetime | None = None,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> JobPage:
-    """List jobs, newest first."""
+    """List jobs, newest first: all, or those that fit. ``name`` is a part of the name."""
+    wanted = JobFilter(state, name, priority, created_after, created_before)
     with around.readers() as session:
-        return queries.list_jobs(session, caller, state, cursor, limit)
+        return job_queries.list_jobs(session, caller, wanted, cursor, limit)
 
 
 @router.get("/jobs/{job_id}")
@@ -117,6 +174,20 @@ def get_job(around: Around, caller: Reader, job_id: str) -> JobOut:
     return _job(around, caller, job_id)
 
 
+@router.get("/jobs/{job_id}/rejections")
+def list_rejections(
+    around: Around,
+    caller: Reader,
+    job_id: str,
+    error_code: FilterText = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> RejectionPage:
+    """List the entries of a job's sources that did not become recordings, and why."""
+    with around.readers() as session:
+        return job_queries.list_rejections(session, caller, job_id, error_code, cursor, limit)
+
+
 def _job(around: Surroundings, caller: Caller, job_id: str) -> JobOut:
     with around.readers() as session:
-        return queries.get_job(session, caller, job_id)
+        return job_queries.get_job(session, caller, job_id)

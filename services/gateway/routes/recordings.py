@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from anyio import to_thread
-from fastapi import Header, Request, Response
+from fastapi import Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from common.domain import RunState, Stage
+from common.names import CustomId, Labels
 from services.gateway import queries
 from services.gateway.access import Caller, Reader, Submitter
 from services.gateway.bodies import Body
-from services.gateway.context import Around, Cursor, Limit, Surroundings, new_router
+from services.gateway.context import Around, Cursor, FilterText, Limit, Surroundings, new_router
+from services.gateway.idempotency import Idempotent
+from services.gateway.problems import too_large
+from services.gateway.queries import RecordingFilter
 from services.gateway.schemas import RecordingDetail, RecordingFacts, RecordingPage
-from services.gateway.uploads import Taker, too_large
+from services.gateway.service import Described
+from services.gateway.uploads import Taker
 
 SHA256 = r"^[0-9A-Fa-f]{64}$"
+
+LABELS: TypeAdapter[dict[str, str]] = TypeAdapter(Labels)
+PARAMS: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
+
+T = TypeVar("T")
 
 router = new_router()
 
@@ -28,8 +40,14 @@ async def post_recording(
     response: Response,
     around: Around,
     caller: Submitter,
+    once: Idempotent,
     job_id: str,
     name: str,
+    custom_id: Annotated[CustomId | None, Query()] = None,
+    labels: Annotated[str | None, Query(description="JSON: an object of texts.")] = None,
+    params: Annotated[
+        str | None, Query(description="JSON: changes to the job's parameters.")
+    ] = None,
     x_content_sha256: Annotated[str | None, Header(pattern=SHA256)] = None,
 ) -> RecordingFacts:
     """Add the body, as it is, to an open job. Work on it begins at once."""
@@ -37,8 +55,16 @@ async def post_recording(
     body = Body(request, around.receiver)
     if int(request.headers.get("content-length", "0")) > limit:
         raise too_large(limit)
-    taker = Taker(caller, around.settings, around.sessions, around.store)
-    take = partial(taker.take_recording, job_id=job_id, name=name, sha256=x_content_sha256)
+    taker = Taker(caller, once, around.settings, around.sessions, around.store)
+    described = Described(
+        custom_id, _from_json(LABELS, "labels", labels), _from_json(PARAMS, "params", params)
+    )
+
+    def take(body: Body) -> str:
+        return once.make(
+            partial(taker.take_recording, body, job_id, name, x_content_sha256, described)
+        )
+
     recording_id = await around.receiver.run(body, take)
     around.metrics.upload_bytes.inc(body.size_bytes)
     response.headers["Location"] = f"/v1/recordings/{recording_id}"
@@ -52,12 +78,19 @@ def list_recordings(
     job_id: str,
     state: RunState | None = None,
     stage: Stage | None = None,
+    error_code: FilterText = None,
+    custom_id: FilterText = None,
+    name: FilterText = None,
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> RecordingPage:
-    """List a job's recordings in order: all, or those with a stage run in a state."""
+    """List a job's recordings in order: all, or those that fit.
+
+    ``state`` and ``error_code`` are those of any stage, or of ``stage``; ``name`` is how it begins.
+    """
+    wanted = RecordingFilter(state, stage, error_code, custom_id, name)
     with around.readers() as session:
-        return queries.list_recordings(session, caller, job_id, state, stage, cursor, limit)
+        return queries.list_recordings(session, caller, job_id, wanted, cursor, limit)
 
 
 @router.get("/recordings/{recording_id}")
@@ -65,6 +98,15 @@ def get_recording(around: Around, caller: Reader, recording_id: str) -> Recordin
     """Tell everything about a recording: stage runs, attempts with measurements, artifacts."""
     with around.readers() as session:
         return queries.get_recording(session, caller, recording_id)
+
+
+def _from_json(kind: TypeAdapter[T], name: str, text: str | None) -> T | None:
+    try:
+        return None if text is None else kind.validate_json(text)
+    except ValidationError as error:
+        faults = error.errors(include_url=False, include_context=False, include_input=False)
+        located = [{**fault, "loc": ("query", name, *fault["loc"])} for fault in faults]
+        raise RequestValidationError(located) from error
 
 
 def _facts(around: Surroundings, caller: Caller, recording_id: str) -> RecordingFacts:
