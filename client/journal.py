@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import IO, Any
 
 from client.errors import InputInvalid, SubmissionBusy
@@ -32,6 +33,7 @@ class Journal:
     arrived: set[str] = field(default_factory=set)  # identities of what need not be sent again
     uploads: dict[str, str] = field(default_factory=dict)  # identity: multipart upload on its way
     _file: IO[str] | None = None
+    _lock: Lock = field(default_factory=Lock)
 
     def begin(self, job_id: str) -> None:
         """Start anew, for a new job."""
@@ -49,9 +51,11 @@ class Journal:
             self._write(identity)
 
     def note_arrived(self, identity: str) -> None:
-        """Note that something need not be sent again."""
-        self.arrived.add(identity)
-        self._write(identity)
+        """Note that something need not be sent again. Threads may call it."""
+        with self._lock:
+            if identity not in self.arrived:
+                self.arrived.add(identity)
+                self._write(identity)
 
     def note_upload(self, identity: str, upload_id: str) -> None:
         """Note the multipart upload under which something is sent."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from threading import Event
@@ -79,8 +80,9 @@ def find_upload(gateway: Gateway, upload_id: str | None, size_bytes: int) -> Upl
         if problem.status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
             return None
         raise
-    usable = upload.state is not UploadState.ABORTED and upload.size_bytes == size_bytes
-    return upload if usable else None
+    late = upload.expires_at is not None and upload.expires_at < datetime.now(UTC)
+    gone = upload.state is UploadState.ABORTED or (upload.state is UploadState.OPEN and late)
+    return None if gone or upload.size_bytes != size_bytes else upload
 
 
 def missing_parts(gateway: Gateway, upload: Upload, arrived: set[int]) -> Iterator[PartAddress]:

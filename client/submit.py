@@ -37,10 +37,9 @@ FATAL = {
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of one thing: ``reason`` says why it was not sent, ``identity`` is its own."""
+    """What became of one thing: ``reason`` says why it was not sent."""
 
     name: str
-    identity: str
     reason: str = ""
 
 
@@ -93,35 +92,36 @@ class Sender:
     def _add(self, identity: str, add: Callable[..., AddedSource]) -> None:
         if self.journal is None or identity not in self.journal.arrived:
             add(idempotency_key=self._key(identity))
-            if self.journal is not None:
-                self.journal.note_arrived(identity)
+            self._note_arrived(identity)
 
     def _attempt(self, source: Source, send: Callable[[str], None]) -> Sent:
         """Send one thing, unless it has arrived before, and say what became of it."""
-        identity = ""
         try:
             identity = source.identity()
             if self.journal is None or identity not in self.journal.arrived:
                 send(identity)
         except Unreadable as error:
-            return Sent(source.name, identity, str(error))
+            return Sent(source.name, str(error))
         except Problem as problem:
             if problem.status in FATAL:
                 raise
-            return Sent(source.name, identity, str(problem))
+            return Sent(source.name, str(problem))
         except GatewayUnreachable as error:
             self.gateway.job(self.job_id)  # raises when it is not this one thing
-            return Sent(source.name, identity, str(error))
-        return Sent(source.name, identity)
+            return Sent(source.name, str(error))
+        self._note_arrived(identity)
+        return Sent(source.name)
 
     def _note(self, sent: Sent) -> None:
         if sent.reason:
             self.submission.not_sent.append(NotSent(sent.name, sent.reason))
         else:
             self.submission.sent += 1
-            if self.journal is not None and sent.identity not in self.journal.arrived:
-                self.journal.note_arrived(sent.identity)
         self.tick()
+
+    def _note_arrived(self, identity: str) -> None:
+        if self.journal is not None:
+            self.journal.note_arrived(identity)
 
     def _send_small(self, source: Source, stop: Event, identity: str) -> None:
         blocks = self.submission.counted(source.blocks, stop)
@@ -150,7 +150,7 @@ class Sender:
             known = self.journal.uploads.get(identity)
             noted = partial(self.journal.note_upload, identity)
         way = Way(self.gateway, self.submission, self.tick)
-        return send_large(way, source, self._key(identity), known, noted)
+        return send_large(way, source, self._key(f"{identity}-parts"), known, noted)
 
     def _key(self, identity: str) -> str:
         return f"{self.job_id}-{identity}"

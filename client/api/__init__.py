@@ -22,6 +22,8 @@ from client.api.records import (
     Artifact,
     Delivery,
     Estimate,
+    Found,
+    Hit,
     Job,
     JobError,
     JobEvent,
@@ -32,10 +34,10 @@ from client.api.records import (
     Retried,
     Run,
     Source,
+    Tested,
     Upload,
     Webhook,
 )
-from client.api.result_calls import Found
 from client.api.sync import Gateway
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Estimate",
     "Found",
     "Gateway",
+    "Hit",
     "Job",
     "JobError",
     "JobEvent",
@@ -55,6 +58,7 @@ __all__ = [
     "Retried",
     "Run",
     "Source",
+    "Tested",
     "Upload",
     "Webhook",
 ]

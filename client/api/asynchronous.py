@@ -214,6 +214,7 @@ class AsyncGateway(Connection):
     events = Method(result_calls.events, follow)
 
     create_webhook = one(webhook_calls.create_webhook)
+    webhook = one(webhook_calls.webhook)
     webhooks = many(webhook_calls.webhooks)
     delete_webhook = one(webhook_calls.delete_webhook)
     test_webhook = one(webhook_calls.test_webhook)

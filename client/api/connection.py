@@ -49,7 +49,8 @@ class Connection:
     def options_of(self, call: Call[Any]) -> dict[str, Any]:
         """Return the options of one request, but for its content."""
         headers = {**self._authorization(call.path), **call.headers}
-        return {"params": dict(call.params), "json": call.json, "headers": headers}
+        params = dict(call.params) or None  # an empty one would cut off the signature of a link
+        return {"params": params, "json": call.json, "headers": headers}
 
     def stream_options(self, path: str, reader: EventReader | None) -> dict[str, Any]:
         """Return the options of a request for a stream of bytes, or of events."""

@@ -79,6 +79,8 @@ class Job(Record):
     rejected: int = 0
     errors: list[JobError] = []
     sources: dict[SourceState, int] = {}
+    funnel: dict[Stage, dict[str, int]] = {}
+    audio_s_left: float | None = None
     on_track: bool | None = None
 
     @property
@@ -161,6 +163,7 @@ class Rejection(Record):
     custom_id: str | None = None
     error_code: str
     error_detail: str
+    retryable: bool = False
 
 
 class Source(Record):
@@ -224,11 +227,49 @@ class Webhook(Record):
     disabled_at: datetime | None = None
 
 
+class HeardEvent(Record):
+    """A labelled sound. Times in seconds from the start of the recording."""
+
+    label: str
+    onset_s: float
+    offset_s: float
+    confidence: float
+
+
+class Hit(Record):
+    """A recording in which something was heard that was asked for."""
+
+    recording_id: str
+    position: int
+    name: str
+    custom_id: str | None = None
+    duration_s: float | None = None
+    events: list[HeardEvent] = []
+
+
+class Found(Record):
+    """What a search found: the labels a text was taken for, words that said nothing, hits."""
+
+    labels: list[str]
+    unknown: list[str] = []
+    hits: list[Hit]
+    next_cursor: str | None = None
+
+
+class Tested(Record):
+    """How a webhook answered to a test. ``status_code`` is None when it did not answer."""
+
+    delivered: bool
+    status_code: int | None
+    error: str | None
+
+
 class Delivery(Record):
-    """One event on its way to a webhook."""
+    """One event on its way to a webhook. ``id`` is the ``webhook-id`` of the message."""
 
     id: str
-    kind: str = ""
+    kind: str
+    job_id: str
     state: DeliveryState
     attempts: int = 0
     status_code: int | None = None

@@ -6,15 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from client.api.call import Call, Download, Export, Stream, given
-from client.api.records import Record, Recording
-
-
-class Found(Record):
-    """What a search by text found: the labels it was taken for, recordings that hold them."""
-
-    labels: list[str]
-    recordings: list[Recording]
-    next_cursor: str | None = None
+from client.api.records import Found
 
 
 def download(recording_id: str, what: str, path: Path) -> Download:
@@ -38,7 +30,10 @@ def export(job_id: str, what: str, **options: Any) -> Export:
 
 
 def search(job_id: str, text: str, *, cursor: str | None = None) -> Call[Found]:
-    """Return recordings of a job in which something sounds, asked for in words."""
+    """Return recordings of a job in which something sounds, asked for in words.
+
+    A page may hold few hits, or none, and still have a cursor for what follows.
+    """
     params = {"text": text, **given(cursor=cursor)}
     return Call("GET", f"/v1/jobs/{job_id}/search", Found.model_validate, params)
 

@@ -29,11 +29,19 @@ def add_upload(
     upload_id: str,
     use: Use,
     *,
-    format: str | None = None,
+    all_files: bool = False,
+    custom_id: str | None = None,
+    labels: dict[str, str] | None = None,
+    params: dict[str, Any] | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Source]:
-    """Add a complete upload: as one recording, an archive or a manifest."""
-    body = {"kind": "upload", "upload_id": upload_id, "as": use, **given(format=format)}
+    """Add a complete upload: as one recording, an archive or a manifest.
+
+    ``all_files`` is for an archive: also entries without the name of an audio file. The others
+    describe a recording, as in ``upload``.
+    """
+    about = given(all_files=all_files or None, custom_id=custom_id, labels=labels, params=params)
+    body = {"kind": "upload", "upload_id": upload_id, "as": use, **about}
     return _add(job_id, body, idempotency_key)
 
 
@@ -43,16 +51,23 @@ def send_source(
     blocks: Blocks,
     media_type: str,
     *,
+    all_files: bool = False,
+    sha256: str | None = None,
     idempotency_key: str | None = None,
 ) -> Call[Source]:
-    """Send an archive or a manifest whole; recordings are made of its entries afterwards."""
+    """Send an archive or a manifest whole; recordings are made of its entries afterwards.
+
+    ``media_type`` is ``application/zip``, ``application/x-tar``, ``application/gzip``,
+    ``application/zstd``, ``application/x-ndjson`` or ``text/csv``.
+    """
+    check = {"X-Content-SHA256": sha256} if sha256 else {}
     return Call(
         "POST",
         f"/v1/jobs/{job_id}/sources",
         Source.model_validate,
-        {"name": name},
+        {"name": name, **given(all_files=all_files or None)},
         content=blocks,
-        headers={**_once(idempotency_key), "Content-Type": media_type},
+        headers={**_once(idempotency_key), "Content-Type": media_type, **check},
     )
 
 

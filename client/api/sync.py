@@ -208,6 +208,7 @@ class Gateway(Connection):
     events = Method(result_calls.events, follow)
 
     create_webhook = one(webhook_calls.create_webhook)
+    webhook = one(webhook_calls.webhook)
     webhooks = many(webhook_calls.webhooks)
     delete_webhook = one(webhook_calls.delete_webhook)
     test_webhook = one(webhook_calls.test_webhook)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterable
 
 from client.api.call import IDEMPOTENCY_KEY, Call, Pages, given, nothing
-from client.api.records import Delivery, Webhook
-from common.domain import JobEventKind
+from client.api.records import Delivery, Tested, Webhook
+from common.domain import DeliveryState, JobEventKind
 
 
 def create_webhook(
@@ -18,15 +19,8 @@ def create_webhook(
 ) -> Call[Webhook]:
     """Have ``url`` told of events, all or those of ``kinds``. The answer alone has the secret."""
     body = {"url": url, "kinds": list(kinds), **given(secret=secret)}
-    headers = {IDEMPOTENCY_KEY: idempotency_key} if idempotency_key else {}
-    return Call(
-        "POST",
-        "/v1/webhooks",
-        Webhook.model_validate,
-        json=body,
-        headers=headers,
-        repeatable=idempotency_key is not None,
-    )
+    headers = {IDEMPOTENCY_KEY: idempotency_key or uuid.uuid4().hex}
+    return Call("POST", "/v1/webhooks", Webhook.model_validate, json=body, headers=headers)
 
 
 def webhooks() -> Pages[Webhook]:
@@ -34,16 +28,23 @@ def webhooks() -> Pages[Webhook]:
     return Pages("/v1/webhooks", "webhooks", Webhook)
 
 
+def webhook(webhook_id: str) -> Call[Webhook]:
+    """Return a webhook."""
+    return Call("GET", f"/v1/webhooks/{webhook_id}", Webhook.model_validate)
+
+
 def delete_webhook(webhook_id: str) -> Call[None]:
     """Tell this address nothing any more."""
     return Call("DELETE", f"/v1/webhooks/{webhook_id}", nothing)
 
 
-def test_webhook(webhook_id: str) -> Call[None]:
-    """Have a test event sent now."""
-    return Call("POST", f"/v1/webhooks/{webhook_id}/test", nothing, repeatable=False)
+def test_webhook(webhook_id: str) -> Call[Tested]:
+    """Have a test message sent at once and return how it was answered."""
+    path = f"/v1/webhooks/{webhook_id}/test"
+    return Call("POST", path, Tested.model_validate, repeatable=False)
 
 
-def deliveries(webhook_id: str) -> Pages[Delivery]:
-    """Yield what was sent to a webhook, newest first."""
-    return Pages(f"/v1/webhooks/{webhook_id}/deliveries", "deliveries", Delivery)
+def deliveries(webhook_id: str, *, state: DeliveryState | None = None) -> Pages[Delivery]:
+    """Yield what a webhook was told and is about to be told, newest first."""
+    path = f"/v1/webhooks/{webhook_id}/deliveries"
+    return Pages(path, "deliveries", Delivery, given(state=state))

@@ -28,6 +28,8 @@ from client.place import Place, find_job, started
 from client.process import collect
 from common.domain import ArtifactKind
 
+SHOWN = 5  # events of a recording
+
 
 def results(
     job: JobArgument,
@@ -105,17 +107,21 @@ def query(
     with told_plainly(as_json), Place(Home.at(home), url, key).gateway() as gateway:
         found = find_job(gateway, job)
         page = gateway.search(found.id, text)
-        rows = list(page.recordings)
-        while page.next_cursor is not None and len(rows) < limit:
+        hits = list(page.hits)
+        while page.next_cursor is not None and len(hits) < limit:
             page = gateway.search(found.id, text, cursor=page.next_cursor)
-            rows.extend(page.recordings)
-        rows = rows[:limit]
+            hits.extend(page.hits)
+        hits = hits[:limit]
         if as_json:
-            recordings = [row.model_dump(mode="json") for row in rows]
-            say_json({"job": found.id, "labels": page.labels, "recordings": recordings})
+            content = [hit.model_dump(mode="json") for hit in hits]
+            say_json({"job": found.id, "labels": page.labels, "hits": content})
             return
         say(f"{text!r} is taken for: {', '.join(page.labels)}")
-        for row in rows:
-            say(f"{row.id}  {row.name}")
-        if not rows:
+        for hit in hits:
+            times = ", ".join(
+                f"{event.label} {event.onset_s:.1f} s" for event in hit.events[:SHOWN]
+            )
+            more = f" and {len(hit.events) - SHOWN} more" if len(hit.events) > SHOWN else ""
+            say(f"{hit.recording_id}  {hit.name}: {times}{more}")
+        if not hits:
             say("No recording has it.")

@@ -242,6 +242,7 @@ def test_key_is_told_to_the_gateway_alone(server: Server) -> None:
     with Gateway("http://127.0.0.1:9", key="sm_secret") as gateway:
         part = PartAddress(number=1, size_bytes=3, url=f"{server.url}/bucket/key?signature=1")
         gateway.put_part(part, lambda: [b"abc"])
+    assert server.seen[0].path == "/bucket/key?signature=1"
     assert "authorization" not in server.seen[0].headers
     assert server.seen[0].headers["content-length"] == "3"
     assert "transfer-encoding" not in server.seen[0].headers
