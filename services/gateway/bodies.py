@@ -186,13 +186,15 @@ class Form:
                 return
         raise _malformed("too much follows the last part")
 
-    def _read(self, _size: int) -> bytes:
-        """Return the next piece of the current part; ``b""`` at its end."""
+    def _read(self, size: int) -> bytes:
+        """Return the next bytes of the current part, at most ``size``; ``b""`` at its end."""
         piece = self._found[0] if self._fill() else None
         if not isinstance(piece, bytes):
             return b""
         self._found.popleft()
-        return piece
+        if len(piece) > size:
+            self._found.appendleft(piece[size:])
+        return piece[:size]
 
     def _fill(self) -> bool:
         """Parse until something is found; return False after the last part."""

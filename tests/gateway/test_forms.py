@@ -53,9 +53,10 @@ def read_all(parts: Form) -> list[tuple[str, bytes]]:
     found = []
     for part in parts.parts():
         content = b""
-        while piece := part.read(100):
+        while piece := part.read(7):
+            assert len(piece) <= 7
             content += piece
-        assert part.read(100) == b""
+        assert part.read(7) == b""
         assert part.filename == f"{part.name}.wav"
         found.append((part.name, content))
     return found
