@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 JOB_ID = "0199f3a6c2d47a1be84f0c5d9273aa10"
+UPLOAD_ID = "0199f3a6c4117e0ab3d95c2f81e6a04d"
 RECORDING_ID = "0199f3a6c5514bd2970de1c83f64b721"
 REQUEST_ID = "0199f3a6c8e03f5d6a7b8c9d0e1f2a3b"
-SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 LINE = {
     "url": "https://archive.example.org/harbour/0001.flac",
     "custom_id": "harbour-0001",
@@ -18,88 +19,121 @@ LINE = {
 UPLOAD_ID = "0199f3a6c9a15b7c8d9e0f1a2b3c4d5e"
 
 PARAMETERS: dict[str, Any] = {
-    "upload_id": UPLOAD_ID,
     "job_id": JOB_ID,
     "recording_id": RECORDING_ID,
+    "upload_id": UPLOAD_ID,
     "name": "harbour/0001.flac",
-    "x-content-sha256": SHA256,
+    "custom_id": "harbour-0001",
+    "labels": '{"site": "pier 4"}',
+    "params": '{"classify": {"threshold": 0.4}}',
+    "text": "dogs barking",
+    "created_after": "2026-11-01T00:00:00Z",
+    "created_before": "2026-12-01T00:00:00Z",
+    "idempotency-key": "harbour-2026-11-20-1",
 }
+ARCHIVES = (
+    "application/zip",
+    "application/x-zip-compressed",
+    "application/x-tar",
+    "application/gzip",
+    "application/x-gzip",
+    "application/zstd",
+    "application/octet-stream",
+)
+BYTES = {"summary": "The bytes of the file as they are", "value": "RIFF..."}
 
-BODIES: dict[str, dict[str, dict[str, Any]]] = {  # operation, media type, example
-    "post_webhook": {
-        "application/json": {
-            "ends": {
-                "summary": "Tell me when a job has ended",
-                "value": {
-                    "url": "https://example.org/hooks/soundmill",
-                    "kinds": ["job.completed", "job.cancelled", "job.expired"],
-                },
-            },
-        },
-    },
+BODIES: dict[str, dict[str, dict[str, Any]]] = {  # operation, media type, name of the example
     "post_job": {
         "application/json": {
-            "all": {
+            "everything": {
                 "summary": "An open job with all stages",
                 "value": {"name": "harbour 2026", "priority": "bulk"},
             },
             "labels": {
-                "summary": "Only what sounds when",
+                "summary": "Only what sounds when, done by Monday and kept for a month",
                 "value": {
                     "name": "harbour labels",
                     "stages": ["classify"],
                     "params": {"classify": {"threshold": 0.4, "top_k": 3}},
+                    "deadline_at": "2099-11-23T08:00:00Z",
+                    "retention_s": 2_592_000,
                 },
             },
+            "dry run": {
+                "summary": "Look at the sources that follow and estimate; process nothing",
+                "value": {"name": "what would it take?", "dry_run": True},
+            },
         },
-    },
-    "post_upload": {
-        "application/json": {
-            "night": {
-                "summary": "A long recording",
-                "value": {"name": "night.wav", "size_bytes": 21474836480, "sha256": SHA256},
+        "multipart/form-data": {
+            "whole": {
+                "summary": "A whole job in one request: it is closed at once",
+                "value": {"name": "two dogs", "stages": "classify", "file": ["RIFF..."]},
             },
         },
     },
-    "complete_upload": {
+    "change_job": {
         "application/json": {
-            "compared": {
-                "summary": "Compare the parts with what has arrived",
-                "value": {"parts": [{"number": 1, "etag": "5d41402abc4b2a76b9719d911017c592"}]},
-            },
+            "urgent": {"summary": "Go first", "value": {"priority": "interactive"}},
+            "name": {"summary": "Another name", "value": {"name": "harbour 2026, part 1"}},
         },
     },
+    "post_recording": {"application/octet-stream": {"bytes": BYTES}},
     "post_source": {
         "application/json": {
             "urls": {
                 "summary": "Recordings by their addresses",
-                "value": {"kind": "urls", "items": [LINE]},
+                "value": {"kind": "urls", "name": "harbour", "items": [LINE]},
             },
             "prefix": {
-                "summary": "Everything below a prefix",
-                "value": {"kind": "prefix", "url": "s3://field-recordings/2026/"},
+                "summary": "Everything below a prefix of a bucket that the settings name",
+                "value": {"kind": "prefix", "url": "s3://field-recordings/2026/harbour/"},
             },
-            "recording": {
-                "summary": "A finished upload as one recording",
-                "value": {"kind": "upload", "upload_id": UPLOAD_ID, "custom_id": "night-1"},
-            },
-            "archive": {
-                "summary": "A finished upload as an archive",
+            "upload": {
+                "summary": "A finished upload in parts that is an archive",
                 "value": {"kind": "upload", "upload_id": UPLOAD_ID, "as": "archive"},
             },
         },
-        "application/x-ndjson": {
-            "lines": {
-                "summary": "One recording per line",
-                "value": '{"url": "https://archive.example.org/1.flac", "custom_id": "1"}\n',
-            },
+        **{kind: {"archive": BYTES} for kind in ARCHIVES},
+        **{
+            kind: {"lines": {"summary": "A manifest, a line each", "value": json.dumps(LINE)}}
+            for kind in ("application/x-ndjson", "application/jsonl")
         },
         "text/csv": {
             "table": {
-                "summary": "One recording per row",
-                "value": "url,custom_id,label.site\nhttps://archive.example.org/1.flac,1,pier 4\n",
-            },
+                "summary": "A manifest as a table",
+                "value": "url,custom_id,label.site\n"
+                "https://archive.example.org/harbour/0001.flac,harbour-0001,pier 4\n",
+            }
         },
+    },
+    "post_upload": {
+        "application/json": {
+            "large": {
+                "summary": "A file of 40 GB",
+                "value": {"name": "december.wav", "size_bytes": 40_000_000_000},
+            }
+        }
+    },
+    "put_part": {"application/octet-stream": {"bytes": BYTES}},
+    "complete_upload": {
+        "application/json": {
+            "nothing": {"summary": "Every part that was announced", "value": {}},
+            "named": {
+                "summary": "With the entity tags that the parts were answered with",
+                "value": {"parts": [{"number": 1, "etag": "9b2cf535f27731c974343645a3985328"}]},
+            },
+        }
+    },
+    "post_webhook": {
+        "application/json": {
+            "ends": {
+                "summary": "When jobs end",
+                "value": {
+                    "url": "https://hooks.example.org/soundmill",
+                    "kinds": ["job.completed", "job.cancelled", "job.expired"],
+                },
+            }
+        }
     },
 }
 

@@ -20,6 +20,7 @@ from services.gateway.names import content_disposition
 from services.gateway.problems import Problem
 
 T = TypeVar("T")
+JSON = "application/json"
 
 RANGE = re.compile(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 
@@ -182,7 +183,8 @@ def streamed(
 
 def documents(media_types: Iterable[str]) -> dict[int | str, dict[str, Any]]:
     """Return how OpenAPI is told of a file in one of several forms."""
-    content = {kind: {"schema": {"type": "string", "format": "binary"}} for kind in media_types}
+    file = {"schema": {"type": "string", "format": "binary"}}
+    content = {kind: {} if kind == JSON else file for kind in media_types}
     return {HTTPStatus.OK.value: {"description": "The file.", "content": content}}
 
 

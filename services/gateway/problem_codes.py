@@ -38,9 +38,6 @@ CODES: dict[str, Code] = {
     "rate_limited": Code(
         HTTPStatus.TOO_MANY_REQUESTS, "Too many requests of this key: see Retry-After."
     ),
-    "too_many_streams": Code(
-        HTTPStatus.TOO_MANY_REQUESTS, "This key, or all together, follow too many jobs."
-    ),
     # What is asked
     "request_invalid": Code(UNPROCESSABLE, "A field or parameter is missing, unknown or wrong."),
     "parameters_invalid": Code(UNPROCESSABLE, "A stage has no such parameter or value."),
@@ -51,8 +48,20 @@ CODES: dict[str, Code] = {
     ),
     "not_found": Code(NOT_FOUND, "There is no such thing, or it belongs to another key."),
     "url_forbidden": Code(UNPROCESSABLE, "No http or https URL of a public address."),
+    "deadline_invalid": Code(UNPROCESSABLE, "The deadline lies behind, or absurdly far ahead."),
+    "text_not_understood": Code(
+        UNPROCESSABLE, "The text names no sound that is known: `known` lists those that are."
+    ),
+    "range_not_satisfiable": Code(
+        HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "The range lies outside the file."
+    ),
+    "too_many_streams": Code(
+        HTTPStatus.TOO_MANY_REQUESTS, "The API key follows too many jobs at once."
+    ),
     "conflict": Code(CONFLICT, "What is asked does not fit the state of the job."),
     "deadline_passed": Code(CONFLICT, "The job's deadline has passed."),
+    "custom_id_taken": Code(CONFLICT, "Another recording of the job has this custom_id."),
+    "dry_run": Code(UNPROCESSABLE, "A dry run takes sources alone."),
     "method_not_allowed": Code(HTTPStatus.METHOD_NOT_ALLOWED, "This address has other methods."),
     # What is sent
     "unsupported_media_type": Code(
@@ -108,59 +117,76 @@ BODY = ("upload_stalled", "shutting_down", "too_large")
 STORES = (*BODY, "store_unavailable", "disk_full", "quota_exceeded", "idempotency_key_reused")
 LOADS = ("store_unavailable", "artifact_invalid", "not_found")
 FORM = ("form_malformed", "too_many_parts", "no_recordings", "unsupported_media_type")
-
-ONCE = ("quota_exceeded", "idempotency_key_reused")
-TAKING = ("upload_not_open", "upload_expired")
+PART = ("upload_not_open", "upload_expired", "store_unavailable")
+LIST = ("cursor_invalid",)
+JOB = ("parameters_invalid", "deadline_invalid", "quota_exceeded")
 
 OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those above
-    "post_job": (*STORES, *FORM, "name_invalid", "parameters_invalid"),
-    "post_recording": (*STORES, "name_invalid", "hash_mismatch", "conflict"),
+    "post_job": (*STORES, *FORM, *JOB, "name_invalid"),
+    "change_job": (*BODY, "deadline_invalid", "conflict"),
     "close_job": ("conflict",),
     "cancel_job": ("conflict",),
-    "retry_job": ("conflict", "deadline_passed"),
-    "list_jobs": ("cursor_invalid",),
-    "list_recordings": ("cursor_invalid",),
-    "get_artifact": LOADS,
-    "get_events": LOADS,
-    "follow_job": ("too_many_streams", "shutting_down"),
-    "post_webhook": (*BODY, "url_forbidden", "conflict", "idempotency_key_reused"),
-    "list_deliveries": ("cursor_invalid",),
-    "post_upload": (*BODY, "store_unavailable", "disk_full", *ONCE),
-    "get_upload": ("store_unavailable",),
-    "get_part_links": ("part_number_invalid", *TAKING, "store_unavailable"),
-    "put_part": (
-        *BODY,
-        *TAKING,
-        "part_number_invalid",
-        "part_size_wrong",
-        "length_required",
+    "pause_job": ("conflict",),
+    "resume_job": ("conflict",),
+    "retry_job": ("conflict", "deadline_passed", "quota_exceeded"),
+    "list_jobs": LIST,
+    "list_rejections": LIST,
+    "post_recording": (
+        *STORES,
+        "name_invalid",
+        "parameters_invalid",
         "hash_mismatch",
         "conflict",
-        "store_unavailable",
-        "disk_full",
+        "custom_id_taken",
+        "dry_run",
+    ),
+    "list_recordings": LIST,
+    "post_source": (
+        *STORES,
+        *PART,
+        "unsupported_media_type",
+        "parameters_invalid",
+        "url_forbidden",
+        "hash_mismatch",
+        "archive_unreadable",
+        "manifest_unreadable",
+        "conflict",
+        "custom_id_taken",
+        "dry_run",
+    ),
+    "list_sources": LIST,
+    "post_upload": STORES,
+    "get_upload": ("store_unavailable",),
+    "get_part_links": (*PART, "part_number_invalid"),
+    "put_part": (
+        *STORES,
+        *PART,
+        "length_required",
+        "part_number_invalid",
+        "part_size_wrong",
+        "hash_mismatch",
+        "conflict",
     ),
     "complete_upload": (
-        *BODY,
-        *TAKING,
+        *STORES,
+        *PART,
         "upload_incomplete",
         "parts_order_wrong",
         "part_etag_wrong",
         "conflict",
-        "store_unavailable",
-        "disk_full",
     ),
-    "delete_upload": ("upload_not_open", "store_unavailable"),
-    "post_source": (
-        *STORES,
-        *TAKING,
-        "unsupported_media_type",
-        "archive_unreadable",
-        "manifest_unreadable",
-        "hash_mismatch",
-        "parameters_invalid",
-        "conflict",
-    ),
-    "list_sources": ("cursor_invalid",),
+    "delete_upload": PART,
+    "get_artifact": (*LOADS, "range_not_satisfiable"),
+    "get_events": LOADS,
+    "get_job_events": LOADS,
+    "get_job_recordings": LOADS,
+    "get_job_errors": LOADS,
+    "get_job_labels": LOADS,
+    "get_job_artifacts": LOADS,
+    "search_job": ("cursor_invalid", "text_not_understood", *LOADS),
+    "follow_job": ("too_many_streams", "shutting_down"),
+    "post_webhook": (*BODY, "url_forbidden", "conflict", "idempotency_key_reused"),
+    "list_deliveries": LIST,
     "ready": ("not_ready",),
 }
 

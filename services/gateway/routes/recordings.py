@@ -34,7 +34,18 @@ T = TypeVar("T")
 router = new_router()
 
 
-@router.post("/jobs/{job_id}/recordings", status_code=HTTPStatus.CREATED)
+@router.post(
+    "/jobs/{job_id}/recordings",
+    status_code=HTTPStatus.CREATED,
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}}
+            },
+        }
+    },
+)
 async def post_recording(
     request: Request,
     response: Response,
