@@ -1,27 +1,47 @@
-"""What a worker may do to a StageRun: claim it, keep it, end it. One transaction each.
+"""What a worker may do to the StageRuns of a shard: claim them, keep them, begin with them.
 
 Every change is guarded by the state it starts from and, once claimed, by the fence: an attempt
-that lost its lease changes nothing. The letters are those of the diagram in
-``docs/architecture.md``; what the dispatcher does is in ``services.dispatcher``.
+that lost its lease changes nothing. How runs end is in ``common.ends``; the letters are those of
+the diagram in ``docs/architecture.md``; what the dispatcher does is in ``services.dispatcher``.
+
+Whoever waits for several rows of runs holds their recordings' rows, in the order of their ids;
+others pass over rows that are held. So nobody waits in a circle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import (
+    String,
+    bindparam,
+    column,
+    exists,
+    insert,
+    literal,
+    select,
+    update,
+    values,
+)
+from sqlalchemy.orm import Session, aliased
 
-from common.db import Artifact, Attempt, DbNow, Job, Recording, StageRun, new_id
-from common.domain import STAGE_NEEDS, ArtifactKind, Outcome, RunState, Stage
-from common.errors import Outage, SoundmillError, StaleFence, TransientError
-from common.settings import Settings
+from common import garbage
+from common.db import Artifact, Attempt, DbNow, Garbage, Job, Recording, StageRun, new_id
+from common.domain import ENDED_STATES, STAGE_NEEDS, ArtifactKind, RunState, Stage
 from common.stage_io import AudioFacts
 
-MAX_BACKOFF_S = 60.0
-DETAIL_LENGTH = 2_000
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """An artifact that lies in the object store."""
+
+    kind: ArtifactKind
+    object_key: str
+    media_type: str
+    size_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -38,41 +58,9 @@ class Claim:
     sha256: str
     params: dict[str, Any]  # of all stages
     failures: int
-
-
-@dataclass(frozen=True)
-class StoredArtifact:
-    """An artifact that lies in the object store and is about to be recorded."""
-
-    kind: ArtifactKind
-    object_key: str
-    media_type: str
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Measures:
-    """What one attempt measured. Keys of ``phases`` are download, decode, infer, encode, upload."""
-
-    phases: dict[str, float] = field(default_factory=dict)
-    audio_s: float | None = None
-    batch_size: int | None = None
-    device: str | None = None
-    peak_memory_bytes: int | None = None
-    model_digest: str | None = None
-
-    def columns(self) -> dict[str, Any]:
-        """Return the columns of the attempt's row."""
-        named = ("download", "decode", "infer", "encode", "upload")
-        return {
-            **{f"{name}_s": self.phases.get(name) for name in named},
-            "audio_s": self.audio_s,
-            "batch_size": self.batch_size,
-            "device": self.device,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "model_digest": self.model_digest,
-        }
+    earlier_key: str | None  # of an earlier attempt at this run
+    upstream: tuple[StoredArtifact, ...] = ()  # of the runs this one builds on
+    upstream_keys: tuple[str, ...] = ()  # of these runs, in pipeline order
 
 
 @dataclass(frozen=True)
@@ -84,15 +72,35 @@ class Reusable:
     audio: AudioFacts
 
 
+@dataclass(frozen=True)
+class Prospect:
+    """What else is known of an idempotency key."""
+
+    succeeded: str | None  # a stage run whose result can be reused
+    elsewhere: bool  # a run in another shard works on it
+    being_removed: bool  # the objects under it may be about to go
+
+
 def claim(session: Session, shard_id: str, worker: str, lease_s: float) -> list[Claim]:
     """Claim every StageRun of a shard that is still dispatched in it (c).
 
-    Returns nothing when the message is stale: delivered twice, or its runs were taken back.
+    Returns nothing when the message is stale: delivered twice, its runs were taken back, or the job
+    has ended.
     """
     now = session.scalar(select(DbNow())) or 0.0
+    ended = [state.value for state in ENDED_STATES]
+    free = session.scalars(
+        select(StageRun.id)
+        .where(
+            StageRun.shard_id == shard_id,
+            StageRun.state == RunState.DISPATCHED.value,
+            ~exists().where(Job.id == StageRun.job_id, Job.state.in_(ended)),
+        )
+        .with_for_update(skip_locked=True)
+    ).all()
     claimed = session.execute(
         update(StageRun)
-        .where(StageRun.shard_id == shard_id, StageRun.state == RunState.DISPATCHED.value)
+        .where(StageRun.id.in_(free))
         .values(
             state=RunState.RUNNING.value,
             fence=StageRun.fence + 1,
@@ -102,304 +110,232 @@ def claim(session: Session, shard_id: str, worker: str, lease_s: float) -> list[
         .returning(StageRun.id, StageRun.fence, StageRun.ready_at)
         .execution_options(synchronize_session=False)
     ).all()
-    session.add_all(
-        Attempt(
-            stage_run_id=run.id,
-            number=run.fence,
-            worker=worker,
-            shard_id=shard_id,
-            claimed_at=now,
-            queue_wait_s=None if run.ready_at is None else max(0.0, now - run.ready_at),
-        )
-        for run in claimed
+    if not claimed:
+        return []
+    session.execute(
+        insert(Attempt),
+        [
+            {
+                "id": new_id(),
+                "stage_run_id": run.id,
+                "number": run.fence,
+                "worker": worker,
+                "shard_id": shard_id,
+                "claimed_at": now,
+                "queue_wait_s": None if run.ready_at is None else max(0.0, now - run.ready_at),
+            }
+            for run in claimed
+        ],
     )
+    return _claims(session, [run.id for run in claimed])
+
+
+def _claims(session: Session, ids: Sequence[str]) -> list[Claim]:
     rows = session.execute(
-        select(StageRun, Recording, Job.params)
+        select(
+            StageRun.id,
+            StageRun.fence,
+            StageRun.stage,
+            StageRun.job_id,
+            StageRun.recording_id,
+            StageRun.failures,
+            StageRun.idempotency_key,
+            Recording.name,
+            Recording.object_key,
+            Recording.sha256,
+            Recording.params,
+        )
         .join(Recording, Recording.id == StageRun.recording_id)
-        .join(Job, Job.id == StageRun.job_id)
-        .where(StageRun.id.in_([run.id for run in claimed]))
+        .where(StageRun.id.in_(ids))
         .order_by(StageRun.job_id, StageRun.position)
     ).all()
+    jobs = session.execute(select(Job.id, Job.params).where(Job.id.in_({r.job_id for r in rows})))
+    job_params: dict[str, dict[str, Any]] = {row.id: row.params for row in jobs}
+    stage = Stage(rows[0].stage)  # a shard is of one stage
+    keys, artifacts = _upstream(session, stage, [run.recording_id for run in rows])
     return [
         Claim(
             stage_run_id=run.id,
             fence=run.fence,
-            stage=Stage(run.stage),
+            stage=stage,
             job_id=run.job_id,
             recording_id=run.recording_id,
-            name=recording.name,
-            object_key=recording.object_key,
-            sha256=recording.sha256,
-            params=recording.params or job_params,
+            name=run.name,
+            object_key=run.object_key,
+            sha256=run.sha256,
+            params=run.params or job_params[run.job_id],
             failures=run.failures,
+            earlier_key=run.idempotency_key,
+            upstream=tuple(artifacts.get(run.recording_id, ())),
+            upstream_keys=tuple(
+                keys.get((run.recording_id, need.value), "") for need in STAGE_NEEDS[stage]
+            ),
         )
-        for run, recording, job_params in rows
+        for run in rows
     ]
 
 
-def renew(session: Session, claims: Iterable[Claim], lease_s: float) -> set[str]:
-    """Extend the leases of claims still held; return the ids of those."""
-    held = [and_(StageRun.id == c.stage_run_id, StageRun.fence == c.fence) for c in claims]
-    if not held:
-        return set()
-    renewed = session.scalars(
-        update(StageRun)
-        .where(StageRun.state == RunState.RUNNING.value, or_(*held))
-        .values(lease_expires_at=DbNow() + lease_s)
-        .returning(StageRun.id)
-        .execution_options(synchronize_session=False)
-    )
-    return set(renewed)
-
-
-def start(session: Session, claim: Claim) -> None:
-    """Note that the attempt's own work begins now.
-
-    Raises:
-        StaleFence: the claim was lost while it waited its turn in the shard.
-    """
-    run = session.get(StageRun, claim.stage_run_id)
-    if run is None or run.fence != claim.fence or run.state != RunState.RUNNING.value:
-        raise StaleFence(f"stage run {claim.stage_run_id} is no longer held under {claim.fence}")
-    _update_attempt(session, claim, started_at=DbNow())
-
-
-def find_reusable(session: Session, key: str) -> Reusable | None:
-    """Return the artifacts of an earlier StageRun with the same idempotency key, if any."""
-    row = session.execute(
-        select(StageRun, Recording)
-        .join(Recording, Recording.id == StageRun.recording_id)
-        .where(StageRun.idempotency_key == key, StageRun.state == RunState.SUCCEEDED.value)
-        .limit(1)
-    ).one_or_none()
-    if row is None:
-        return None
-    run, recording = row
-    if recording.duration_s is None or recording.sample_rate is None or recording.channels is None:
-        return None
-    artifacts = session.scalars(select(Artifact).where(Artifact.stage_run_id == run.id))
-    return Reusable(
-        artifacts=tuple(
-            StoredArtifact(
-                kind=ArtifactKind(a.kind),
-                object_key=a.object_key,
-                media_type=a.media_type,
-                size_bytes=a.size_bytes,
-                sha256=a.sha256,
-            )
-            for a in artifacts
-        ),
-        result=run.result or {},
-        audio=AudioFacts(recording.duration_s, recording.sample_rate, recording.channels),
-    )
-
-
-def upstream_keys(session: Session, claim: Claim) -> list[str]:
-    """Return the idempotency keys of the runs this one builds on, in pipeline order."""
-    needs = [stage.value for stage in STAGE_NEEDS[claim.stage]]
-    found = session.execute(
-        select(StageRun.stage, StageRun.idempotency_key).where(
-            StageRun.recording_id == claim.recording_id, StageRun.stage.in_(needs)
+def _upstream(
+    session: Session, stage: Stage, recordings: Sequence[str]
+) -> tuple[dict[tuple[str, str], str], dict[str, list[StoredArtifact]]]:
+    """Return keys by recording and stage, and artifacts by recording, of what a stage builds on."""
+    needs = [need.value for need in STAGE_NEEDS[stage]]
+    if not needs:
+        return {}, {}
+    runs = session.execute(
+        select(StageRun.id, StageRun.recording_id, StageRun.stage, StageRun.idempotency_key).where(
+            StageRun.recording_id.in_(recordings), StageRun.stage.in_(needs)
         )
     ).all()
-    by_stage = {stage: key or "" for stage, key in found}
-    return [by_stage[stage] for stage in needs]
+    keys = {(run.recording_id, run.stage): run.idempotency_key or "" for run in runs}
+    recording_of = {run.id: run.recording_id for run in runs}
+    artifacts: dict[str, list[StoredArtifact]] = {}
+    for run_id, found in _artifacts(session, list(recording_of)).items():
+        artifacts.setdefault(recording_of[run_id], []).extend(found)
+    return keys, artifacts
 
 
-def upstream_artifacts(session: Session, claim: Claim) -> list[StoredArtifact]:
-    """Return the artifacts of the runs this one builds on."""
-    needs = [stage.value for stage in STAGE_NEEDS[claim.stage]]
-    found = session.scalars(
-        select(Artifact)
-        .join(StageRun, StageRun.id == Artifact.stage_run_id)
-        .where(StageRun.recording_id == claim.recording_id, StageRun.stage.in_(needs))
-    )
-    return [
-        StoredArtifact(ArtifactKind(a.kind), a.object_key, a.media_type, a.size_bytes, a.sha256)
-        for a in found
-    ]
-
-
-def succeed(
-    session: Session,
-    claim: Claim,
-    *,
-    key: str,
-    artifacts: Sequence[StoredArtifact],
-    result: dict[str, Any],
-    audio: AudioFacts,
-    measures: Measures,
-    outcome: Outcome = Outcome.SUCCEEDED,
-) -> None:
-    """Record the end of a run whose artifacts are stored, and release what waits for it (d, a).
-
-    Raises:
-        StaleFence: another attempt owns the run, or it was cancelled; nothing is changed.
-    """
-    _lock_recording(session, claim.recording_id)
-    _leave_running(
-        session,
-        claim,
-        state=RunState.SUCCEEDED.value,
-        idempotency_key=key,
-        result=result,
-        finished_at=DbNow(),
-        error_code=None,
-        error_detail=None,
-    )
-    session.add_all(
-        Artifact(
-            id=new_id(),
-            stage_run_id=claim.stage_run_id,
-            recording_id=claim.recording_id,
-            kind=artifact.kind.value,
-            object_key=artifact.object_key,
-            media_type=artifact.media_type,
-            size_bytes=artifact.size_bytes,
-            sha256=artifact.sha256,
-        )
-        for artifact in artifacts
-    )
-    _update_attempt(
-        session, claim, outcome=outcome.value, finished_at=DbNow(), **measures.columns()
-    )
-    if claim.stage is Stage.SEGMENT:
-        _record_audio(session, claim.recording_id, audio)
-    release_downstream(session, claim.recording_id)
-
-
-def fail(
-    session: Session, claim: Claim, error: SoundmillError, measures: Measures, settings: Settings
-) -> None:
-    """Record a failed attempt: back to ready when a retry can help (f), else failed (g).
-
-    Raises:
-        StaleFence: another attempt owns the run, or it was cancelled; nothing is changed.
-    """
-    _lock_recording(session, claim.recording_id)
-    failures = claim.failures + 1
-    limit = settings.max_outage_attempts if isinstance(error, Outage) else settings.max_attempts
-    again = isinstance(error, TransientError) and failures < limit
-    detail = str(error)[:DETAIL_LENGTH]
-    if again:
-        backoff_s = min(MAX_BACKOFF_S, settings.retry_backoff_s * 2.0 ** (failures - 1))
-        change: dict[str, Any] = {
-            "state": RunState.READY.value,
-            "failures": failures,
-            "next_attempt_at": DbNow() + backoff_s,
-            "ready_at": DbNow() + backoff_s,
-            "shard_id": None,
-        }
-    else:
-        change = {
-            "state": RunState.FAILED.value,
-            "failures": failures,
-            "finished_at": DbNow(),
-        }
-    _leave_running(session, claim, **change, error_code=error.code, error_detail=detail)
-    _update_attempt(
-        session,
-        claim,
-        outcome=(Outcome.TRANSIENT if isinstance(error, TransientError) else Outcome.PERMANENT),
-        finished_at=DbNow(),
-        error_code=error.code,
-        error_detail=detail,
-        **measures.columns(),
-    )
-    if not again:
-        release_downstream(session, claim.recording_id)
-
-
-def give_back(session: Session, claim: Claim, reason: str) -> None:
-    """Return a claim that was never started to ready, at no cost to it.
-
-    Raises:
-        StaleFence: the claim is no longer held; nothing is changed.
-    """
-    _leave_running(session, claim, state=RunState.READY.value, shard_id=None)
-    _update_attempt(
-        session, claim, outcome=Outcome.TRANSIENT.value, finished_at=DbNow(), error_code=reason
-    )
-
-
-def release_downstream(session: Session, recording_id: str) -> None:
-    """Make ready what now has all it needs, and skip what can never have it (a).
-
-    The caller holds the recording's row, so two ends of one recording do not miss each other.
-    """
-    session.flush()
+def _artifacts(session: Session, runs: Collection[str]) -> dict[str, list[StoredArtifact]]:
     rows = session.execute(
-        select(StageRun.id, StageRun.stage, StageRun.state).where(
-            StageRun.recording_id == recording_id
+        select(
+            Artifact.stage_run_id,
+            Artifact.kind,
+            Artifact.object_key,
+            Artifact.media_type,
+            Artifact.size_bytes,
+            Artifact.sha256,
+        ).where(Artifact.stage_run_id.in_(runs))
+    )
+    found: dict[str, list[StoredArtifact]] = {}
+    for run_id, kind, object_key, media_type, size_bytes, sha256 in rows:
+        found.setdefault(run_id, []).append(
+            StoredArtifact(ArtifactKind(kind), object_key, media_type, size_bytes, sha256)
         )
+    return found
+
+
+def lock_recordings(session: Session, claims: Collection[Claim]) -> None:
+    """Hold the rows of the claims' recordings, before rows of their runs."""
+    ids = {claim.recording_id for claim in claims}
+    session.scalars(
+        select(Recording.id).where(Recording.id.in_(ids)).order_by(Recording.id).with_for_update()
     ).all()
-    states = {Stage(row.stage): RunState(row.state) for row in rows}
-    ids = {Stage(row.stage): row.id for row in rows}
-    lost = {RunState.FAILED, RunState.QUARANTINED, RunState.SKIPPED, RunState.CANCELLED}
-    for stage, needs in STAGE_NEEDS.items():  # in pipeline order, so that skips cascade
-        if states.get(stage) is not RunState.BLOCKED:
-            continue
-        needed = {states[need] for need in needs}
-        if needed <= {RunState.SUCCEEDED}:
-            change: dict[str, Any] = {"state": RunState.READY.value, "ready_at": DbNow()}
-        elif needed & lost:
-            states[stage] = RunState.SKIPPED
-            cause = next(need for need in needs if states[need] in lost)
-            change = {
-                "state": RunState.SKIPPED.value,
-                "finished_at": DbNow(),
-                "error_code": "upstream_failed",
-                "error_detail": f"stage {cause.value} did not succeed",
-            }
-        else:
-            continue
-        session.execute(
-            update(StageRun)
-            .where(StageRun.id == ids[stage], StageRun.state == RunState.BLOCKED.value)
-            .values(**change)
-            .execution_options(synchronize_session=False)
-        )
 
 
-def _lock_recording(session: Session, recording_id: str) -> None:
-    session.execute(select(Recording.id).where(Recording.id == recording_id).with_for_update())
-
-
-def _leave_running(session: Session, claim: Claim, **change: Any) -> None:
-    left = session.execute(
+def renew(session: Session, claims: Collection[Claim], lease_s: float) -> None:
+    """Extend the leases of claims still held. One that somebody else changes is passed over."""
+    fences = {claim.stage_run_id: claim.fence for claim in claims}
+    running = session.execute(
+        select(StageRun.id, StageRun.fence)
+        .where(StageRun.id.in_(fences), StageRun.state == RunState.RUNNING.value)
+        .with_for_update(skip_locked=True)
+    )
+    held = [run_id for run_id, fence in running if fence == fences[run_id]]
+    session.execute(
         update(StageRun)
+        .where(StageRun.id.in_(held))
+        .values(lease_expires_at=DbNow() + lease_s)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def held(session: Session, claims: Collection[Claim]) -> set[str]:
+    """Return the ids of the claims that are still held."""
+    fences = {claim.stage_run_id: claim.fence for claim in claims}
+    running = session.execute(
+        select(StageRun.id, StageRun.fence).where(
+            StageRun.id.in_(fences), StageRun.state == RunState.RUNNING.value
+        )
+    )
+    return {run_id for run_id, fence in running if fence == fences[run_id]}
+
+
+def begin(session: Session, keys: Mapping[str, str], claims: Sequence[Claim]) -> set[str]:
+    """Note under which idempotency keys claims are about to be worked on; return those noted.
+
+    A key that a run in another shard works on is left to that one, unless there is a result to
+    reuse. What another process decides at the same moment is seen by ``prospects`` once this is
+    committed: see decision 0009.
+
+    Args:
+        keys: By the ids of the claims' stage runs.
+    """
+    lock_recordings(session, claims)
+    known = prospects(session, set(keys.values()), {claim.stage_run_id for claim in claims})
+    noted = [
+        claim
+        for claim in claims
+        if not (
+            known[keys[claim.stage_run_id]].elsewhere
+            and known[keys[claim.stage_run_id]].succeeded is None
+        )
+    ]
+    stale_keys = {c.earlier_key for c in noted if c.earlier_key != keys[c.stage_run_id]}
+    garbage.discard(session, {key for key in stale_keys if key})
+    if noted:
+        session.connection().execute(
+            update(StageRun.__table__)  # type: ignore[arg-type]
+            .where(
+                StageRun.id == bindparam("run"),
+                StageRun.fence == bindparam("held"),
+                StageRun.state == RunState.RUNNING.value,
+            )
+            .values(idempotency_key=bindparam("key")),
+            [{"run": c.stage_run_id, "held": c.fence, "key": keys[c.stage_run_id]} for c in noted],
+        )
+    return {claim.stage_run_id for claim in noted}
+
+
+def prospects(session: Session, keys: Collection[str], own: Collection[str]) -> dict[str, Prospect]:
+    """Return what else is known of each of ``keys``.
+
+    One short look per key, however many runs share it: many recordings of an archive may be alike.
+
+    Args:
+        own: The ids of stage runs that do not count as elsewhere.
+    """
+    if not keys:
+        return {}
+    wanted = values(column("key", String), name="v").data([(key,) for key in keys]).cte("wanted")
+    succeeded, twin = aliased(StageRun), aliased(StageRun)
+    first = (
+        select(succeeded.id)
         .where(
-            StageRun.id == claim.stage_run_id,
-            StageRun.fence == claim.fence,
-            StageRun.state == RunState.RUNNING.value,
+            succeeded.idempotency_key == wanted.c.key,
+            succeeded.state == RunState.SUCCEEDED.value,
         )
-        .values(lease_expires_at=None, **change)
-        .returning(StageRun.id)
-        .execution_options(synchronize_session=False)
-    ).all()
-    if not left:
-        raise StaleFence(f"stage run {claim.stage_run_id} is no longer held under {claim.fence}")
-
-
-def _update_attempt(session: Session, claim: Claim, **values: Any) -> None:
-    session.execute(
-        update(Attempt)
-        .where(Attempt.stage_run_id == claim.stage_run_id, Attempt.number == claim.fence)
-        .values(**values)
-        .execution_options(synchronize_session=False)
+        .limit(1)
+        .scalar_subquery()
     )
+    working = exists().where(
+        twin.idempotency_key == wanted.c.key,
+        twin.state == RunState.RUNNING.value,
+        twin.id.not_in(own),
+    )
+    removed = exists(select(literal(1)).where(Garbage.key == wanted.c.key))
+    rows = session.execute(select(wanted.c.key, first, working, removed))
+    return {key: Prospect(run, bool(busy), bool(gone)) for key, run, busy, gone in rows}
 
 
-def _record_audio(session: Session, recording_id: str, audio: AudioFacts) -> None:
-    session.execute(
-        update(Recording)
-        .where(Recording.id == recording_id)
-        .values(duration_s=audio.duration_s, sample_rate=audio.sample_rate, channels=audio.channels)
-        .execution_options(synchronize_session=False)
+def reusable(session: Session, runs: Collection[str]) -> dict[str, Reusable]:
+    """Return the results of stage runs that have succeeded, by their ids."""
+    if not runs:
+        return {}
+    artifacts = _artifacts(session, runs)
+    rows = session.execute(
+        select(
+            StageRun.id,
+            StageRun.result,
+            Recording.duration_s,
+            Recording.sample_rate,
+            Recording.channels,
+        )
+        .join(Recording, Recording.id == StageRun.recording_id)
+        .where(StageRun.id.in_(runs), Recording.duration_s.is_not(None))
     )
-    session.execute(
-        update(StageRun)
-        .where(StageRun.recording_id == recording_id)
-        .values(audio_s=audio.duration_s)
-        .execution_options(synchronize_session=False)
-    )
+    return {
+        run_id: Reusable(
+            tuple(artifacts.get(run_id, ())), result or {}, AudioFacts(duration_s, rate, channels)
+        )
+        for run_id, result, duration_s, rate, channels in rows
+    }

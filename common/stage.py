@@ -1,9 +1,9 @@
 """Runs a stage: from a shard message to stored artifacts and recorded results.
 
 One plain function, ``run_shard``, that all four workers share. Each hands in how to load its model
-and how to process one recording; everything around that is here: claiming, leases, fetching,
-reuse of earlier results, storing, recording, errors. Artifacts are stored first, then one
-transaction records them and releases what waits for them, so a crash at any point loses nothing.
+and how to process one recording; everything around that is here: claiming, fetching, reuse of
+earlier results, storing, errors. Artifacts are stored first, then recorded together with what
+waits for them (``common.keeper``), so a crash at any point loses nothing.
 """
 
 from __future__ import annotations
@@ -11,37 +11,38 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import random
 import resource
 import shutil
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import psutil
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import logs, runs
-from common.db import make_engine, make_sessions
-from common.domain import ArtifactKind, Outcome, Stage
+from common.db import make_engine, make_readers, make_sessions
+from common.domain import ArtifactKind, Stage
+from common.ends import Dropped, Failed, GivenBack, Measures, Succeeded
 from common.errors import (
     DiskFull,
     InternalError,
     OutOfMemory,
+    PermanentError,
     SoundmillError,
     StaleFence,
     TimeLimitExceeded,
 )
+from common.keeper import Keeper, transact
 from common.messages import ShardMessage
 from common.params import canonical, parse_params
-from common.runs import Claim, Measures, StoredArtifact
+from common.runs import Claim, Reusable, StoredArtifact
 from common.settings import Settings
 from common.stage_io import Phases, StageInput, StageOutput
 from common.storage import ObjectStore, open_store
@@ -49,8 +50,8 @@ from common.storage import ObjectStore, open_store
 log = logs.get_logger(__name__)
 
 KEY_VERSION = "1"  # a part of every idempotency key: change it to forget all earlier results
-LEASE_RENEWALS = 3  # times a lease is renewed before it would expire
-RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before a transaction is tried again
+SAME_WORK_ELSEWHERE = "same_work_elsewhere"
+MOST_PATIENCE_S = 16.0
 
 
 class LoadedModel(Protocol):
@@ -64,7 +65,6 @@ class LoadedModel(Protocol):
 
 
 Model = TypeVar("Model", bound=LoadedModel)
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Surroundings:
     settings: Settings
     engine: Engine
     sessions: sessionmaker[Session]
+    readers: sessionmaker[Session]
     store: ObjectStore
     worker: str  # its name in attempts: host and process
 
@@ -86,6 +87,7 @@ def open_surroundings(settings: Settings) -> Surroundings:
         settings=settings,
         engine=engine,
         sessions=make_sessions(engine),
+        readers=make_readers(engine),
         store=open_store(settings),
         worker=f"{os.uname().nodename}:{os.getpid()}",
     )
@@ -105,128 +107,180 @@ def run_shard(
         process: Computes one recording; see ``common.stage_io``.
     """
     settings = around.settings
-    claims = _transact(
-        around,
+    claims = transact(
+        around.sessions,
         lambda session: runs.claim(session, message.shard_id, around.worker, settings.lease_s),
     )
     if not claims:
         log.info("stale shard ignored", shard_id=message.shard_id, stage=message.stage)
         return
-    waiting = list(claims)
-    with _leases(around, waiting):
+    with (
+        scratch_folder(settings.scratch_dir) as scratch,
+        Keeper(around.sessions, around.readers, settings, claims) as keeper,
+    ):
+        shard = _Shard(around, keeper, process, list(claims), scratch)
         try:
-            while waiting:
-                claim = waiting[0]
-                with logs.bind(
-                    job_id=claim.job_id,
-                    recording_id=claim.recording_id,
-                    stage_run_id=claim.stage_run_id,
-                    attempt=claim.fence,
-                ):
-                    _run_claim(around, claim, load, process)
-                del waiting[0]
+            shard.run(load)
         except SoftTimeLimitExceeded:
-            _give_up(around, waiting)
+            shard.give_up()
 
 
-def _run_claim(
-    around: Surroundings,
-    claim: Claim,
-    load: Callable[[], Model],
-    process: Callable[[Model, StageInput], StageOutput],
-) -> None:
-    phases = Phases()
-    model: Model | None = None
-    try:
-        _transact(around, lambda session: runs.start(session, claim))
-        model = load()
-        _run_model(around, claim, model, process, phases)
-    except StaleFence as error:
-        log.warning("result discarded", reason=str(error))
-    except SoftTimeLimitExceeded:
-        raise
-    except Exception as error:
+class _Shard(Generic[Model]):
+    """One walk through the claims of a shard, all of one stage."""
+
+    def __init__(
+        self,
+        around: Surroundings,
+        keeper: Keeper,
+        process: Callable[[Model, StageInput], StageOutput],
+        waiting: list[Claim],
+        scratch: Path,
+    ) -> None:
+        self.around = around
+        self.keeper = keeper
+        self.process = process
+        self.waiting = waiting  # the first is being worked on
+        self.scratch = scratch
+        self.found: dict[str, Reusable] = {}  # results by idempotency key
+
+    def run(self, load: Callable[[], Model]) -> None:
+        """Work on all claims, or fail them when there is no model to do it with."""
+        try:
+            model = load()
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            for claim in self._each():
+                self._fail(claim, error, Measures())
+            return
+        keys = self._keys(model)
+        left = self._left_to_others(keys)
+        for claim in self._each():
+            run_id = claim.stage_run_id
+            if run_id in left:
+                pause_s = pause_before_again(claim)
+                self.keeper.end(GivenBack(claim, SAME_WORK_ELSEWHERE, pause_s))
+            elif run_id in keys:
+                self._run_claim(claim, keys[run_id], model)
+
+    def give_up(self) -> None:
+        """Fail the run that met the time limit and give back those that had not begun."""
+        current, *rest = self.waiting
+        error = TimeLimitExceeded(f"not done after {self.around.settings.soft_time_limit_s} s")
+        self.keeper.end(Failed(current, error))
+        for claim in rest:
+            self.keeper.end(GivenBack(claim, error.code))
+
+    def _each(self) -> Iterator[Claim]:
+        while self.waiting:
+            claim = self.waiting[0]
+            with logs.bind(
+                job_id=claim.job_id,
+                recording_id=claim.recording_id,
+                stage_run_id=claim.stage_run_id,
+                attempt=claim.fence,
+            ):
+                yield claim
+            del self.waiting[0]
+
+    def _keys(self, model: Model) -> dict[str, str]:
+        """Return the idempotency keys of the claims by run; fail those with bad parameters."""
+        keys = {}
+        for claim in self.waiting:
+            try:
+                params = canonical(parse_params(claim.params).of(claim.stage))
+            except PermanentError as error:
+                self._fail(claim, error, Measures())
+                continue
+            keys[claim.stage_run_id] = idempotency_key(
+                claim.stage, claim.sha256, model.digest, params, claim.upstream_keys
+            )
+        return keys
+
+    def _left_to_others(self, keys: dict[str, str]) -> set[str]:
+        """Note the keys in the database, look for earlier results; return the runs to give back.
+
+        First the keys are committed, then others are looked for, so that of two that do the same
+        at least one sees the other: see decision 0009.
+        """
+        claims = [claim for claim in self.waiting if claim.stage_run_id in keys]
+        begun = transact(self.around.sessions, lambda session: runs.begin(session, keys, claims))
+        mine = {claim.stage_run_id for claim in claims}
+        with self.around.readers() as session:
+            known = runs.prospects(session, {keys[run_id] for run_id in begun}, mine)
+            earlier = {p.succeeded for p in known.values() if p.succeeded is not None}
+            results = runs.reusable(session, earlier)
+        for key, prospect in known.items():
+            if prospect.succeeded in results:
+                self.found[key] = results[prospect.succeeded]
+        return (mine - begun) | {
+            run_id
+            for run_id in begun
+            if known[keys[run_id]].being_removed
+            or (known[keys[run_id]].elsewhere and keys[run_id] not in self.found)
+        }
+
+    def _run_claim(self, claim: Claim, key: str, model: Model) -> None:
+        try:
+            self.keeper.start(claim)
+        except StaleFence as error:
+            log.warning("not begun", reason=str(error))
+            return
+        earlier = self.found.get(key)
+        if earlier is not None:
+            measures = Measures(model_digest=model.digest, device=model.device)
+            self.keeper.end(Succeeded(claim, key, earlier, measures, reused=True))
+            log.info("earlier result reused")
+            return
+        phases = Phases(partial(self.keeper.check, claim))
+        try:
+            self._compute(claim, key, model, phases)
+        except StaleFence as error:
+            log.warning("result discarded", reason=str(error))
+            self.keeper.end(Dropped(claim, key))
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception as error:
+            self._fail(claim, error, _measures(model, phases))
+
+    def _compute(self, claim: Claim, key: str, model: Model, phases: Phases) -> None:
+        store = self.around.store
+        with _emptied(self.scratch / "in") as inputs, _emptied(self.scratch / "out") as outputs:
+            with phases.phase("download"):
+                audio_path = _local(store, claim.object_key, inputs / "input")
+                upstream = {
+                    artifact.kind: _local(
+                        store, artifact.object_key, inputs / f"upstream-{artifact.kind}"
+                    )
+                    for artifact in claim.upstream
+                }
+            params = parse_params(claim.params).of(claim.stage)
+            item = StageInput(claim.name, audio_path, params, upstream, outputs, phases)
+            output = self.process(model, item)
+            with phases.phase("upload"):
+                artifacts = [
+                    _store_artifact(store, key, kind, file.path, file.media_type)
+                    for kind, file in output.files.items()
+                ]
+        result = Reusable(tuple(artifacts), output.result, output.audio)
+        self.keeper.end(Succeeded(claim, key, result, _measures(model, phases, output)))
+        self.found[key] = result
+        log.info("stage run succeeded", stage=claim.stage, audio_s=output.audio.duration_s)
+
+    def _fail(self, claim: Claim, error: Exception, measures: Measures) -> None:
         known = as_soundmill_error(error)
         log.warning("attempt failed", code=known.code, detail=str(known), exc_info=error)
-        measures = _measures(model, phases)
-        try:
-            _transact(
-                around, lambda session: runs.fail(session, claim, known, measures, around.settings)
-            )
-        except StaleFence as stale:
-            log.warning("failure discarded", reason=str(stale))
+        self.keeper.end(Failed(claim, known, measures))
 
 
-def _run_model(
-    around: Surroundings,
-    claim: Claim,
-    model: Model,
-    process: Callable[[Model, StageInput], StageOutput],
-    phases: Phases,
-) -> None:
-    params = parse_params(claim.params).of(claim.stage)
-    with around.sessions() as session:
-        upstream = runs.upstream_artifacts(session, claim)
-        key = idempotency_key(
-            claim.stage,
-            claim.sha256,
-            model.digest,
-            canonical(params),
-            runs.upstream_keys(session, claim),
-        )
-        earlier = runs.find_reusable(session, key)
-    if earlier is not None:
-        _transact(
-            around,
-            lambda session: runs.succeed(
-                session,
-                claim,
-                key=key,
-                artifacts=earlier.artifacts,
-                result=earlier.result,
-                audio=earlier.audio,
-                measures=Measures(model_digest=model.digest, device=model.device),
-                outcome=Outcome.REUSED,
-            ),
-        )
-        log.info("earlier result reused")
-        return
-    with scratch_folder(around.settings.scratch_dir) as scratch:
-        with phases.phase("download"):
-            audio_path = _local(around.store, claim.object_key, scratch / "input")
-            inputs = {
-                artifact.kind: _local(
-                    around.store, artifact.object_key, scratch / f"upstream-{artifact.kind}"
-                )
-                for artifact in upstream
-            }
-        outputs = scratch / "outputs"
-        outputs.mkdir()
-        item = StageInput(claim.name, audio_path, params, inputs, outputs, phases)
-        output = process(model, item)
-        with phases.phase("upload"):
-            artifacts = [
-                _store_artifact(around.store, key, kind, file.path, file.media_type)
-                for kind, file in output.files.items()
-            ]
-    measures = _measures(model, phases, output)
-    _transact(
-        around,
-        lambda session: runs.succeed(
-            session,
-            claim,
-            key=key,
-            artifacts=artifacts,
-            result=output.result,
-            audio=output.audio,
-            measures=measures,
-        ),
-    )
-    log.info("stage run succeeded", stage=claim.stage, audio_s=output.audio.duration_s)
+def pause_before_again(claim: Claim) -> float:
+    """Return how long to leave work that is done elsewhere: longer each time, never the same."""
+    longest = min(MOST_PATIENCE_S, 2.0**claim.fence)
+    return random.uniform(longest / 2, longest)  # noqa: S311
 
 
 def idempotency_key(
-    stage: Stage, sha256: str, model_digest: str, params: str, upstream: list[str]
+    stage: Stage, sha256: str, model_digest: str, params: str, upstream: Sequence[str]
 ) -> str:
     """Return the key under which a result may be reused: 64 hexadecimal digits.
 
@@ -259,6 +313,20 @@ def scratch_folder(root: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def _emptied(folder: Path) -> Iterator[Path]:
+    """Give a folder that is kept from run to run, and remove what is in it afterwards."""
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
+
+
 def sweep_scratch(root: Path) -> None:
     """Remove the scratch folders of processes that no longer run on this machine."""
     if not root.is_dir():
@@ -267,55 +335,6 @@ def sweep_scratch(root: Path) -> None:
         pid = folder.name.partition("-")[0]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _leases(around: Surroundings, waiting: list[Claim]) -> Iterator[None]:
-    """Renew the leases of ``waiting`` from a thread while the block runs."""
-    done = threading.Event()
-
-    def renew_often() -> None:
-        while not done.wait(around.settings.lease_s / LEASE_RENEWALS):
-            try:
-                with around.sessions.begin() as session:
-                    runs.renew(session, list(waiting), around.settings.lease_s)
-            except DBAPIError as error:
-                log.warning("lease not renewed", detail=str(error.orig))
-
-    thread = threading.Thread(target=renew_often, name="leases", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-
-
-def _give_up(around: Surroundings, waiting: list[Claim]) -> None:
-    """Fail the run that met the time limit and give back those that had not begun."""
-    current, *rest = waiting
-    settings = around.settings
-    error = TimeLimitExceeded(f"not done after {settings.soft_time_limit_s} s")
-    ends = [partial(runs.fail, claim=current, error=error, measures=Measures(), settings=settings)]
-    ends += [partial(runs.give_back, claim=claim, reason=error.code) for claim in rest]
-    for end in ends:
-        try:
-            _transact(around, end)
-        except StaleFence as stale:
-            log.warning("time limit not recorded", reason=str(stale))
-
-
-def _transact(around: Surroundings, work: Callable[[Session], Result]) -> Result:
-    """Run one transaction; try again when the database drops the connection or is busy."""
-    for pause_s in RETRY_PAUSES_S:
-        try:
-            with around.sessions.begin() as session:
-                return work(session)
-        except DBAPIError as error:
-            log.warning("database transaction tried again", detail=str(error.orig))
-            time.sleep(pause_s)
-    with around.sessions.begin() as session:
-        return work(session)
 
 
 def _measures(

@@ -7,7 +7,7 @@ The contract between ``common.stage``, which fetches, stores and records, and ea
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +20,22 @@ T = TypeVar("T")
 
 
 class Phases:
-    """Seconds spent per phase of one attempt: download, decode, infer, encode, upload."""
+    """Seconds spent per phase of one attempt: download, decode, infer, encode, upload.
 
-    def __init__(self) -> None:
+    Args:
+        check: Called whenever a phase is entered; what it raises ends the attempt. A model enters
+            phases chunk by chunk, so it stops soon after its recording was taken from it.
+    """
+
+    def __init__(self, check: Callable[[], None] | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self._check = check
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Add the time spent in the block to phase ``name``."""
+        if self._check is not None:
+            self._check()
         started = time.perf_counter()
         try:
             yield

@@ -42,13 +42,15 @@ def expire_jobs(readers: sessionmaker[Session], sessions: sessionmaker[Session])
     return len(found)
 
 
-def end_jobs(readers: sessionmaker[Session], sessions: sessionmaker[Session]) -> None:
+def end_jobs(
+    readers: sessionmaker[Session], sessions: sessionmaker[Session], for_s: float = ENDING_S
+) -> None:
     """Go on cancelling what is left of jobs that were cancelled or have expired, for a while.
 
     A job with nothing left gets its time of end, and its owner is told.
     """
     started = time.monotonic()
-    while time.monotonic() - started < ENDING_S:
+    while time.monotonic() - started < for_s:
         with readers() as session:
             ending = session.scalars(
                 select(Job.id)

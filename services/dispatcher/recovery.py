@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from common.db import Attempt, DbNow, Recording, StageRun
 from common.domain import Outcome, Priority, RunState, Stage, queue_name
-from common.runs import release_downstream
+from common.ends import release_downstream
 from common.settings import Settings
 
 MOST_AT_ONCE = 1_000
@@ -124,7 +124,7 @@ def _take_back(session: Session, run: Any, shard_size: int, settings: Settings) 
         .execution_options(synchronize_session=False)
     )
     if change["state"] == RunState.QUARANTINED.value:
-        release_downstream(session, run.recording_id)
+        release_downstream(session, [run.recording_id])
 
 
 def recover_messages(session: Session, empty: set[str], settings: Settings) -> int:
@@ -167,10 +167,14 @@ def return_shard(session: Session, shard_id: str) -> None:
 
 
 def return_runs(session: Session, which: Any) -> None:
-    """Move dispatched StageRuns back to ready (e)."""
+    """Move dispatched StageRuns back to ready (e). What somebody else changes is passed over."""
+    dispatched = StageRun.state == RunState.DISPATCHED.value
+    found = session.scalars(
+        select(StageRun.id).where(which, dispatched).with_for_update(skip_locked=True)
+    ).all()
     session.execute(
         update(StageRun)
-        .where(which, StageRun.state == RunState.DISPATCHED.value)
+        .where(StageRun.id.in_(found), dispatched)
         .values(state=RunState.READY.value, shard_id=None)
         .execution_options(synchronize_session=False)
     )

@@ -23,9 +23,10 @@ from structlog.types import EventDict
 from common import keys, runs
 from common.db import DbNow, Job, StageRun, make_engine, make_sessions, new_id
 from common.domain import ArtifactKind, JobState, RunState, Scope, Stage
+from common.ends import Failed, Measures, Succeeded, end_runs
 from common.errors import AudioUnreadable
 from common.migrate import migrate
-from common.runs import Claim, Measures, StoredArtifact
+from common.runs import Claim, Reusable, StoredArtifact
 from common.settings import Settings
 from common.stage_io import AudioFacts
 from common.storage import ObjectStore, open_store
@@ -137,21 +138,14 @@ class Gateway:
             )
         measures = Measures({"infer": 0.25}, 3.5, 4, "cpu", 1 << 20, "d" * 64)
         with self.sessions.begin() as session:
-            runs.succeed(
-                session,
-                claim,
-                key=new_id() * 2,
-                artifacts=artifacts,
-                result={"top": "dog"},
-                audio=FACTS,
-                measures=measures,
-            )
+            found = Reusable(tuple(artifacts), {"top": "dog"}, FACTS)
+            end_runs(session, [Succeeded(claim, new_id() * 2, found, measures)], self.settings)
 
     def fail(self, recording_id: str, stage: Stage) -> None:
         """Fail a stage for good."""
         claim = self.claim(recording_id, stage)
         with self.sessions.begin() as session:
-            runs.fail(session, claim, AudioUnreadable("not audio"), Measures(), self.settings)
+            end_runs(session, [Failed(claim, AudioUnreadable("not audio"))], self.settings)
 
     def complete(self, job_id: str) -> None:
         """End a job, as the dispatcher does when all of its runs have ended."""

@@ -10,7 +10,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import spans
-from common.db import DbNow, Job, JobEvent, Recording, Rejection, Source, StageRun, new_id
+from common.db import DbNow, Job, JobEvent, Recording, Rejection, Source, StageRun
 from common.domain import JobEventKind, JobState, RunState, Scope, SourceKind, SourceState, Stage
 from common.errors import Conflict, DeadlinePassed
 from services.dispatcher import counters, lifecycle
@@ -24,7 +24,7 @@ Sessions = sessionmaker[Session]
 
 def turn(sessions: Sessions) -> None:
     lifecycle.expire_jobs(sessions, sessions)
-    lifecycle.end_jobs(sessions, sessions)
+    lifecycle.end_jobs(sessions, sessions, for_s=60.0)
 
 
 def the_job(sessions: Sessions, job_id: str) -> Job:
@@ -158,7 +158,7 @@ def test_a_job_completes_when_sources_and_runs_have_ended(
             insert(Rejection),
             [
                 {
-                    "id": new_id(),
+                    "id": f"{entry:032x}",
                     "job_id": job_id,
                     "source_id": source,
                     "entry": entry,

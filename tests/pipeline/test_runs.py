@@ -6,11 +6,12 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import runs
-from common.db import Artifact, Attempt, DbNow, Recording, StageRun
-from common.domain import ArtifactKind, Outcome, Priority, RunState, Stage
-from common.errors import AudioUnreadable, OutOfMemory, StaleFence, StoreUnavailable
-from common.runs import Claim, Measures, StoredArtifact
+from common import garbage, runs
+from common.db import Artifact, Attempt, DbNow, Garbage, Job, Recording, StageRun
+from common.domain import ArtifactKind, JobState, Outcome, Priority, RunState, Stage
+from common.ends import End, Failed, GivenBack, Measures, Succeeded, end_runs
+from common.errors import AudioUnreadable, OutOfMemory, SoundmillError, StoreUnavailable
+from common.runs import Claim, Reusable, StoredArtifact
 from common.settings import Settings
 from common.stage_io import AudioFacts
 from services.dispatcher.shards import take_shard
@@ -29,18 +30,21 @@ def claim_next(
         return runs.claim(session, shard.id, "worker-1", settings.lease_s)
 
 
-def end_well(sessions: sessionmaker[Session], claim: Claim, key: str = "k" * 64) -> None:
+def well(claim: Claim, key: str = "k" * 64) -> Succeeded:
     mask = StoredArtifact(ArtifactKind.MASK, "artifacts/mask", "application/zip", 3, "0" * 64)
+    return Succeeded(
+        claim,
+        key,
+        Reusable((mask,), {"regions": 2}, FACTS),
+        Measures(phases={"decode": 0.5}, audio_s=7.5, device="cpu"),
+        took_s=2.0,
+        ago_s=1.0,
+    )
+
+
+def end(sessions: sessionmaker[Session], settings: Settings, *ends: End) -> set[str]:
     with sessions.begin() as session:
-        runs.succeed(
-            session,
-            claim,
-            key=key,
-            artifacts=[mask],
-            result={"regions": 2},
-            audio=FACTS,
-            measures=Measures(phases={"decode": 0.5}, audio_s=7.5, device="cpu"),
-        )
+        return end_runs(session, ends, settings)
 
 
 def test_success_releases_what_waits_for_it_and_records_everything(
@@ -48,7 +52,7 @@ def test_success_releases_what_waits_for_it_and_records_everything(
 ) -> None:
     job_id = make_job()
     [claim] = claim_next(sessions, settings, job_id, Stage.SEGMENT)
-    end_well(sessions, claim)
+    end(sessions, settings, well(claim))
     assert states(sessions, job_id) == {
         Stage.SEGMENT: [RunState.SUCCEEDED],
         Stage.CLASSIFY: [RunState.READY],
@@ -64,7 +68,7 @@ def test_success_releases_what_waits_for_it_and_records_everything(
         assert session.scalars(select(Artifact)).one().object_key == "artifacts/mask"
 
     [classify] = claim_next(sessions, settings, job_id, Stage.CLASSIFY)
-    end_well(sessions, classify)
+    end(sessions, settings, well(classify))
     assert states(sessions, job_id)[Stage.RESTORE] == [RunState.READY]
 
 
@@ -73,8 +77,7 @@ def test_permanent_failure_fails_at_once_and_skips_what_builds_on_it(
 ) -> None:
     job_id = make_job()
     [claim] = claim_next(sessions, settings, job_id, Stage.SEGMENT)
-    with sessions.begin() as session:
-        runs.fail(session, claim, AudioUnreadable("no audio stream"), Measures(), settings)
+    end(sessions, settings, Failed(claim, AudioUnreadable("no audio stream")))
     assert states(sessions, job_id) == {
         Stage.SEGMENT: [RunState.FAILED],
         Stage.CLASSIFY: [RunState.SKIPPED],
@@ -94,15 +97,14 @@ def test_transient_failure_is_tried_again_with_growing_pauses_then_fails(
     sessions: sessionmaker[Session],
     settings: Settings,
     make_job: MakeJob,
-    error: Exception,
+    error: SoundmillError,
     attempts: int,
 ) -> None:
     job_id = make_job(stages={Stage.SEGMENT})
     pauses = []
     for _ in range(attempts):
         [claim] = claim_next(sessions, settings, job_id, Stage.SEGMENT)
-        with sessions.begin() as session:
-            runs.fail(session, claim, error, Measures(), settings)
+        end(sessions, settings, Failed(claim, error))
         with sessions.begin() as session:
             run = session.get(StageRun, claim.stage_run_id)
             assert run is not None
@@ -124,16 +126,17 @@ def test_a_stale_fence_changes_nothing(
         session.execute(update(StageRun).values(state=RunState.READY.value, shard_id=None))
     [new] = claim_next(sessions, settings, job_id, Stage.SEGMENT)
     assert new.fence == old.fence + 1
-    with pytest.raises(StaleFence):
-        end_well(sessions, old)
-    with pytest.raises(StaleFence), sessions.begin() as session:
-        runs.fail(session, old, AudioUnreadable("late"), Measures(), settings)
-    with pytest.raises(StaleFence), sessions.begin() as session:
-        runs.start(session, old)
+    stale = {old.stage_run_id}
+    assert end(sessions, settings, well(old)) == stale
+    assert end(sessions, settings, Failed(old, AudioUnreadable("late"))) == stale
+    assert end(sessions, settings, GivenBack(old, "late")) == stale
+    with sessions() as session:
+        assert runs.held(session, [old]) == set()
+        assert runs.held(session, [new]) == stale
     assert states(sessions, job_id)[Stage.SEGMENT] == [RunState.RUNNING]
     with sessions() as session:
         assert session.scalars(select(Artifact)).all() == []
-    end_well(sessions, new)
+    end(sessions, settings, well(new))
     with sessions() as session:
         assert len(session.scalars(select(Artifact)).all()) == 1
 
@@ -158,30 +161,76 @@ def test_renewing_moves_only_leases_still_held(
 ) -> None:
     job_id = make_job(2, stages={Stage.SEGMENT})
     claims = claim_next(sessions, settings, job_id, Stage.SEGMENT)
-    end_well(sessions, claims[0])
+    end(sessions, settings, well(claims[0]))
     with sessions.begin() as session:
-        held = runs.renew(session, claims, 100.0)
-    assert held == {claims[1].stage_run_id}
+        runs.renew(session, claims, 100.0)
     with sessions() as session:
+        ended = session.get_one(StageRun, claims[0].stage_run_id)
         run = session.get(StageRun, claims[1].stage_run_id)
         now = session.scalar(select(DbNow()))
+    assert ended.lease_expires_at is None
     assert run is not None
     assert run.lease_expires_at == pytest.approx(now + 100.0, abs=2.0)
 
 
-def test_earlier_results_are_found_by_their_key(
+def test_what_is_known_of_a_key(
     sessions: sessionmaker[Session], settings: Settings, make_job: MakeJob
 ) -> None:
-    [claim] = claim_next(sessions, settings, make_job(), Stage.SEGMENT)
+    """Results to reuse, runs elsewhere that work on it, and removal under way."""
+    done, here, there = (make_job(stages={Stage.SEGMENT}) for _ in range(3))
+    [claim] = claim_next(sessions, settings, done, Stage.SEGMENT)
+    end(sessions, settings, well(claim, "a" * 64))
+    [mine] = claim_next(sessions, settings, here, Stage.SEGMENT)
+    [theirs] = claim_next(sessions, settings, there, Stage.SEGMENT)
+    own = {mine.stage_run_id}
+    with sessions.begin() as session:
+        assert runs.begin(session, {theirs.stage_run_id: "b" * 64}, [theirs]) == {
+            theirs.stage_run_id
+        }
+        garbage.discard(session, ["c" * 64])
+    with sessions.begin() as session:
+        found = runs.prospects(session, ["a" * 64, "b" * 64, "c" * 64, "d" * 64], own)
+        assert found == {
+            "a" * 64: runs.Prospect(claim.stage_run_id, False, False),
+            "b" * 64: runs.Prospect(None, True, False),
+            "c" * 64: runs.Prospect(None, False, True),
+            "d" * 64: runs.Prospect(None, False, False),
+        }
+        [result] = runs.reusable(session, [claim.stage_run_id]).values()
+        assert (result.result, result.audio) == ({"regions": 2}, FACTS)
+        assert [a.object_key for a in result.artifacts] == ["artifacts/mask"]
+        assert runs.begin(session, {mine.stage_run_id: "b" * 64}, [mine]) == set()
+        assert runs.begin(session, {mine.stage_run_id: "a" * 64}, [mine]) == own
+
+
+def test_one_stale_end_costs_the_others_of_its_group_nothing(
+    sessions: sessionmaker[Session], settings: Settings, make_job: MakeJob
+) -> None:
+    job_id = make_job(5)
+    claims = claim_next(sessions, settings, job_id, Stage.SEGMENT)
+    with sessions.begin() as session:
+        session.execute(
+            update(StageRun)
+            .where(StageRun.id == claims[1].stage_run_id)
+            .values(state=RunState.CANCELLED.value)
+        )
+    ends: list[End] = [well(claim, f"{n}" * 64) for n, claim in enumerate(claims[:3])]
+    ends += [Failed(claims[3], AudioUnreadable("bad")), GivenBack(claims[4], "why", 5.0)]
+    assert end(sessions, settings, *ends) == {claims[1].stage_run_id}
+    found = states(sessions, job_id)
+    ok, cancelled, failed = RunState.SUCCEEDED, RunState.CANCELLED, RunState.FAILED
+    assert found[Stage.SEGMENT] == [ok, cancelled, ok, failed, RunState.READY]
+    ready, blocked, skipped = RunState.READY, RunState.BLOCKED, RunState.SKIPPED
+    assert found[Stage.CLASSIFY] == [ready, blocked, ready, skipped, blocked]
     with sessions() as session:
-        assert runs.find_reusable(session, "k" * 64) is None
-    end_well(sessions, claim)
-    with sessions() as session:
-        found = runs.find_reusable(session, "k" * 64)
-        assert found is not None
-        assert (found.result, found.audio) == ({"regions": 2}, FACTS)
-        assert [a.object_key for a in found.artifacts] == ["artifacts/mask"]
-        assert runs.find_reusable(session, "l" * 64) is None
+        assert session.scalars(select(Garbage.key)).all() == ["1" * 64]  # perhaps nobody's
+        attempt = session.scalars(
+            select(Attempt).where(Attempt.stage_run_id == claims[0].stage_run_id)
+        ).one()
+        assert attempt.started_at is not None
+        assert attempt.finished_at == pytest.approx(attempt.started_at + 2.0)
+        run = session.get_one(StageRun, claims[0].stage_run_id)
+        assert run.finished_at == pytest.approx((attempt.finished_at or 0.0) + 1.0)
 
 
 def test_giving_back_costs_nothing(
@@ -189,7 +238,18 @@ def test_giving_back_costs_nothing(
 ) -> None:
     job_id = make_job(stages={Stage.SEGMENT})
     [claim] = claim_next(sessions, settings, job_id, Stage.SEGMENT)
-    with sessions.begin() as session:
-        runs.give_back(session, claim, "time_limit_exceeded")
+    end(sessions, settings, GivenBack(claim, "time_limit_exceeded"))
     [again] = claim_next(sessions, settings, job_id, Stage.SEGMENT)
     assert (again.failures, again.fence) == (0, 2)
+
+
+def test_nothing_of_an_ended_job_is_claimed(
+    sessions: sessionmaker[Session], settings: Settings, make_job: MakeJob
+) -> None:
+    job_id = make_job(stages={Stage.SEGMENT})
+    with sessions.begin() as session:
+        shard = take_shard(session, job_id, Stage.SEGMENT, Priority.BULK, settings)
+        assert shard is not None
+        session.get_one(Job, job_id).state = JobState.CANCELLED.value
+    with sessions.begin() as session:
+        assert runs.claim(session, shard.id, "worker-1", 30.0) == []

@@ -99,7 +99,11 @@ def test_artifacts_are_stored_recorded_and_nothing_is_left(
     run(job_id, upper)
     assert states(sessions, job_id)[Stage.SEGMENT] == [RunState.SUCCEEDED] * 2
     with sessions() as session:
-        artifact, other = session.scalars(select(Artifact).order_by(Artifact.id)).all()
+        artifact, other = session.scalars(
+            select(Artifact)
+            .join(Recording, Recording.id == Artifact.recording_id)
+            .order_by(Recording.position)
+        ).all()
         attempt = session.scalars(select(Attempt)).first()
     assert artifact.object_key != other.object_key
     with around.store.open(artifact.object_key) as chunks:

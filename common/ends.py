@@ -1,0 +1,361 @@
+"""How claimed StageRuns end: several at once in one transaction, each guarded by its fence.
+
+A claim that was lost meanwhile costs only itself. The letters are those of the diagram in
+``docs/architecture.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy.orm import Session
+
+from common import garbage
+from common.db import Artifact, Attempt, DbNow, Recording, StageRun, new_id
+from common.domain import STAGE_NEEDS, Outcome, RunState, Stage
+from common.errors import Outage, SoundmillError, TransientError
+from common.runs import Claim, Reusable, lock_recordings
+from common.settings import Settings
+
+MAX_BACKOFF_S = 60.0
+DETAIL_LENGTH = 2_000
+LOST_NEEDS = frozenset(
+    {RunState.FAILED, RunState.QUARANTINED, RunState.SKIPPED, RunState.CANCELLED}
+)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What one attempt measured. Keys of ``phases`` are download, decode, infer, encode, upload."""
+
+    phases: dict[str, float] = field(default_factory=dict)
+    audio_s: float | None = None
+    batch_size: int | None = None
+    device: str | None = None
+    peak_memory_bytes: int | None = None
+    model_digest: str | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of the attempt's row."""
+        named = ("download", "decode", "infer", "encode", "upload")
+        return {
+            **{f"{name}_s": self.phases.get(name) for name in named},
+            "audio_s": self.audio_s,
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "model_digest": self.model_digest,
+        }
+
+
+@dataclass(frozen=True)
+class Succeeded:
+    """The artifacts are stored under ``key`` and are about to be recorded (d)."""
+
+    claim: Claim
+    key: str
+    found: Reusable
+    measures: Measures
+    reused: bool = False
+    took_s: float = 0.0  # from its start until it ended
+    ago_s: float = 0.0  # since it ended
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An error: back to ready when a retry can help (f), else failed (g)."""
+
+    claim: Claim
+    error: SoundmillError
+    measures: Measures = Measures()
+    took_s: float = 0.0
+    ago_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class GivenBack:
+    """Not begun: back to ready at no cost to it, after a pause (f)."""
+
+    claim: Claim
+    reason: str
+    pause_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """No longer this worker's. What it may have stored under ``key`` is perhaps nobody's."""
+
+    claim: Claim
+    key: str
+
+
+End = Succeeded | Failed | GivenBack | Dropped
+
+
+def end_runs(session: Session, ends: Sequence[End], settings: Settings) -> set[str]:
+    """Record how runs ended and release what waits for them; return the ids of the stale.
+
+    A stale end changes nothing: another attempt owns the run, or it was cancelled.
+    """
+    first: dict[str, End] = {}
+    for end in ends:
+        first.setdefault(end.claim.stage_run_id, end)
+    claims = [end.claim for end in first.values()]
+    lock_recordings(session, claims)
+    rows = session.execute(
+        select(StageRun.id, StageRun.fence)
+        .where(StageRun.id.in_(first), StageRun.state == RunState.RUNNING.value)
+        .with_for_update()
+    )
+    held = {run_id for run_id, fence in rows if fence == first[run_id].claim.fence}
+    now = session.scalar(select(DbNow())) or 0.0
+    well: list[Succeeded] = []
+    over: set[str] = set()  # recordings with a run that has ended for good
+    unused: set[str] = set()
+    for run_id, end in first.items():
+        match end:
+            case Dropped():
+                unused.add(end.key)
+            case Succeeded() if run_id in held:
+                well.append(end)
+                over.add(end.claim.recording_id)
+            case Succeeded(reused=False):
+                unused.add(end.key)
+            case Failed() if run_id in held:
+                if _fail(session, end, now, settings):
+                    over.add(end.claim.recording_id)
+            case GivenBack() if run_id in held:
+                _give_back(session, end, now)
+    _succeed(session, well, now)
+    release_downstream(session, over)
+    garbage.discard(session, unused)
+    return set(first) - held
+
+
+def _succeed(session: Session, ends: Sequence[Succeeded], now: float) -> None:
+    if not ends:
+        return
+    connection = session.connection()
+    connection.execute(
+        update(StageRun.__table__)  # type: ignore[arg-type]
+        .where(StageRun.id == bindparam("run"))
+        .values(
+            state=RunState.SUCCEEDED.value,
+            lease_expires_at=None,
+            idempotency_key=bindparam("key"),
+            result=bindparam("found"),
+            finished_at=now,
+            error_code=None,
+            error_detail=None,
+        ),
+        [
+            {"run": end.claim.stage_run_id, "key": end.key, "found": end.found.result}
+            for end in ends
+        ],
+    )
+    artifacts = [
+        {
+            "id": new_id(),
+            "stage_run_id": end.claim.stage_run_id,
+            "recording_id": end.claim.recording_id,
+            "kind": artifact.kind.value,
+            "object_key": artifact.object_key,
+            "media_type": artifact.media_type,
+            "size_bytes": artifact.size_bytes,
+            "sha256": artifact.sha256,
+            "created_at": now,
+        }
+        for end in ends
+        for artifact in end.found.artifacts
+    ]
+    if artifacts:
+        connection.execute(insert(Artifact.__table__), artifacts)  # type: ignore[arg-type]
+    _end_attempts(
+        session,
+        [
+            _attempt(
+                end.claim,
+                Outcome.REUSED if end.reused else Outcome.SUCCEEDED,
+                end.measures,
+                started_at=now - end.ago_s - end.took_s,
+                finished_at=now - end.ago_s,
+            )
+            for end in ends
+        ],
+    )
+    decoded = [end for end in ends if end.claim.stage is Stage.SEGMENT]
+    if decoded:
+        _record_audio(session, decoded)
+
+
+def _fail(session: Session, end: Failed, now: float, settings: Settings) -> bool:
+    """Record a failed attempt; return whether the run has failed for good."""
+    claim, error = end.claim, end.error
+    failures = claim.failures + 1
+    limit = settings.max_outage_attempts if isinstance(error, Outage) else settings.max_attempts
+    again = isinstance(error, TransientError) and failures < limit
+    detail = str(error)[:DETAIL_LENGTH]
+    if again:
+        next_at = now + min(MAX_BACKOFF_S, settings.retry_backoff_s * 2.0 ** (failures - 1))
+        change: dict[str, Any] = {
+            "state": RunState.READY.value,
+            "next_attempt_at": next_at,
+            "ready_at": next_at,
+            "shard_id": None,
+        }
+    else:
+        change = {"state": RunState.FAILED.value, "finished_at": now}
+    _leave(session, claim, failures=failures, error_code=error.code, error_detail=detail, **change)
+    outcome = Outcome.TRANSIENT if isinstance(error, TransientError) else Outcome.PERMANENT
+    started_at, finished_at = now - end.ago_s - end.took_s, now - end.ago_s
+    attempt = _attempt(claim, outcome, end.measures, started_at, finished_at, error.code, detail)
+    _end_attempts(session, [attempt])
+    return not again
+
+
+def _give_back(session: Session, end: GivenBack, now: float) -> None:
+    next_at = now + end.pause_s
+    _leave(
+        session,
+        end.claim,
+        state=RunState.READY.value,
+        shard_id=None,
+        next_attempt_at=next_at,
+        ready_at=next_at,
+    )
+    attempt = _attempt(end.claim, Outcome.TRANSIENT, Measures(), None, now, end.reason)
+    _end_attempts(session, [attempt])
+
+
+def _leave(session: Session, claim: Claim, **change: Any) -> None:
+    session.execute(
+        update(StageRun)
+        .where(StageRun.id == claim.stage_run_id)
+        .values(lease_expires_at=None, **change)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _attempt(
+    claim: Claim,
+    outcome: Outcome,
+    measures: Measures,
+    started_at: float | None,
+    finished_at: float,
+    error_code: str | None = None,
+    error_detail: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "run": claim.stage_run_id,
+        "fence": claim.fence,
+        "outcome": outcome.value,
+        "started_at": started_at,
+        "finished_at": finished_at,
+        "error_code": error_code,
+        "error_detail": error_detail,
+        **measures.columns(),
+    }
+
+
+def _end_attempts(session: Session, attempts: Sequence[dict[str, Any]]) -> None:
+    changed = [name for name in attempts[0] if name not in ("run", "fence")]
+    session.connection().execute(
+        update(Attempt.__table__)  # type: ignore[arg-type]
+        .where(Attempt.stage_run_id == bindparam("run"), Attempt.number == bindparam("fence"))
+        .values({name: bindparam(f"new_{name}") for name in changed}),
+        [
+            {
+                "run": attempt["run"],
+                "fence": attempt["fence"],
+                **{f"new_{name}": attempt[name] for name in changed},
+            }
+            for attempt in attempts
+        ],
+    )
+
+
+def _record_audio(session: Session, ends: Sequence[Succeeded]) -> None:
+    """Note what decoding found: all stages of the recording take as long."""
+    facts = [
+        {
+            "recording": end.claim.recording_id,
+            "length_s": end.found.audio.duration_s,
+            "rate": end.found.audio.sample_rate,
+            "number": end.found.audio.channels,
+        }
+        for end in ends
+    ]
+    connection = session.connection()
+    connection.execute(
+        update(Recording.__table__)  # type: ignore[arg-type]
+        .where(Recording.id == bindparam("recording"))
+        .values(
+            duration_s=bindparam("length_s"),
+            sample_rate=bindparam("rate"),
+            channels=bindparam("number"),
+        ),
+        facts,
+    )
+    connection.execute(
+        update(StageRun.__table__)  # type: ignore[arg-type]
+        .where(
+            StageRun.recording_id == bindparam("recording"),
+            StageRun.audio_s != bindparam("length_s"),
+        )
+        .values(audio_s=bindparam("length_s")),
+        [{"recording": fact["recording"], "length_s": fact["length_s"]} for fact in facts],
+    )
+
+
+def release_downstream(session: Session, recordings: Collection[str]) -> None:
+    """Make ready what now has all it needs, and skip what can never have it (a, i).
+
+    The caller holds the recordings' rows, so two ends of one recording do not miss each other.
+    """
+    if not recordings:
+        return
+    ids: dict[str, dict[Stage, str]] = {}
+    states: dict[str, dict[Stage, RunState]] = {}
+    for run_id, recording_id, stage, state in session.execute(
+        select(StageRun.id, StageRun.recording_id, StageRun.stage, StageRun.state).where(
+            StageRun.recording_id.in_(recordings)
+        )
+    ):
+        ids.setdefault(recording_id, {})[Stage(stage)] = run_id
+        states.setdefault(recording_id, {})[Stage(stage)] = RunState(state)
+    ready: list[str] = []
+    skipped: dict[Stage, list[str]] = {}  # by the stage that is at fault
+    for recording_id, found in states.items():
+        for stage, needs in STAGE_NEEDS.items():  # in pipeline order, so that skips cascade
+            if found.get(stage) is not RunState.BLOCKED:
+                continue
+            needed = {found[need] for need in needs}
+            if needed <= {RunState.SUCCEEDED}:
+                ready.append(ids[recording_id][stage])
+            elif needed & LOST_NEEDS:
+                found[stage] = RunState.SKIPPED
+                cause = next(need for need in needs if found[need] in LOST_NEEDS)
+                skipped.setdefault(cause, []).append(ids[recording_id][stage])
+    _leave_blocked(session, ready, state=RunState.READY.value, ready_at=DbNow())
+    for cause, runs in skipped.items():
+        _leave_blocked(
+            session,
+            runs,
+            state=RunState.SKIPPED.value,
+            finished_at=DbNow(),
+            error_code="upstream_failed",
+            error_detail=f"stage {cause.value} did not succeed",
+        )
+
+
+def _leave_blocked(session: Session, runs: Collection[str], **change: Any) -> None:
+    if runs:
+        session.execute(
+            update(StageRun)
+            .where(StageRun.id.in_(runs), StageRun.state == RunState.BLOCKED.value)
+            .values(**change)
+            .execution_options(synchronize_session=False)
+        )
