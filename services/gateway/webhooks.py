@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -191,7 +190,7 @@ def list_deliveries(
         query = query.where(WebhookDelivery.state == state.value)
     if cursor is not None:
         query = query.where(WebhookDelivery.event_id < cursors.decode_position(cursor))
-    found: Sequence[tuple[WebhookDelivery, JobEvent]] = session.execute(query).tuples().all()
+    found = session.execute(query).all()
     page = found[:limit]
     more = len(found) > limit
     return DeliveryPage(
