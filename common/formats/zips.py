@@ -58,6 +58,10 @@ def zipped(files: Iterable[Packed], scratch: Path, *, deflate: bool) -> Iterator
     Raises:
         ArtifactInvalid: a file has not the size it was said to have.
     """
+    return _joined(_archive(files, scratch, deflate))
+
+
+def _archive(files: Iterable[Packed], scratch: Path, deflate: bool) -> Iterator[bytes]:
     scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES, dir=str(scratch)) as directory:
         entries = offset = 0
@@ -184,3 +188,17 @@ def _dos_time(seconds: float) -> tuple[int, int]:
 def _read(file: tempfile.SpooledTemporaryFile[bytes]) -> Iterator[bytes]:
     while block := file.read(BLOCK_BYTES):
         yield block
+
+
+def _joined(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield small blocks together."""
+    held: list[bytes] = []
+    size = 0
+    for block in blocks:
+        held.append(block)
+        size += len(block)
+        if size >= BLOCK_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from common.db import Recording, Rejection, Source, StageRun
@@ -111,23 +111,9 @@ def _recordings_with_states(session: Session, page: Sequence[Recording]) -> Iter
 
 
 def _error_rows(export: Export) -> Iterator[Row]:
-    yield from _failed_sources(export)
-    yield from _rejections(export)
-    yield from _broken_runs(export)
-
-
-def _failed_sources(export: Export) -> Iterator[Row]:
-    after = ""
-    while True:
-        query = select(Source).where(
-            Source.job_id == export.job_id,
-            Source.state == SourceState.FAILED.value,
-            Source.id > after,
-        )
-        with export.readers() as session:
-            page = session.scalars(query.order_by(Source.id).limit(PAGE)).all()
-            check_there(session, export.job_id)
-        for source in page:
+    for source in _sources(export):
+        yield from _rejections(export, source.id)
+        if source.state == SourceState.FAILED:
             yield (
                 INGEST,
                 source.state,
@@ -140,17 +126,33 @@ def _failed_sources(export: Export) -> Iterator[Row]:
                 source.id,
                 None,
             )
+    yield from _broken_runs(export)
+
+
+def _sources(export: Export) -> Iterator[Source]:
+    """Yield the sources of a job that failed or hold rejections, oldest first."""
+    after = ""
+    while True:
+        query = select(Source).where(
+            Source.job_id == export.job_id,
+            Source.id > after,
+            or_(Source.state == SourceState.FAILED.value, Source.rejected > 0),
+        )
+        with export.readers() as session:
+            page = session.scalars(query.order_by(Source.id).limit(PAGE)).all()
+            check_there(session, export.job_id)
+        yield from page
         if len(page) < PAGE:
             return
         after = page[-1].id
 
 
-def _rejections(export: Export) -> Iterator[Row]:
-    after = ""
+def _rejections(export: Export, source_id: str) -> Iterator[Row]:
+    after = -1
     while True:
-        query = select(Rejection).where(Rejection.job_id == export.job_id, Rejection.id > after)
+        query = select(Rejection).where(Rejection.source_id == source_id, Rejection.entry > after)
         with export.readers() as session:
-            page = session.scalars(query.order_by(Rejection.id).limit(PAGE)).all()
+            page = session.scalars(query.order_by(Rejection.entry).limit(PAGE)).all()
             check_there(session, export.job_id)
         for rejection in page:
             yield (
@@ -167,7 +169,7 @@ def _rejections(export: Export) -> Iterator[Row]:
             )
         if len(page) < PAGE:
             return
-        after = page[-1].id
+        after = page[-1].entry
 
 
 def _broken_runs(export: Export) -> Iterator[Row]:

@@ -1,0 +1,106 @@
+"""Search by words: which recordings of a job hold what a text names."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from pydantic import BaseModel
+
+from common.domain import Event
+from common.labels import LABELS
+from common.vocabulary import Understood, understand
+from services.gateway import cursors
+from services.gateway.exports import FIRST, Export, heard
+from services.gateway.problems import Problem
+
+SCAN = 5_000  # recordings that one request looks at
+
+
+class EventOut(BaseModel):
+    """A labelled sound. Times in seconds from the start of the recording."""
+
+    label: str
+    onset_s: float
+    offset_s: float
+    confidence: float
+
+
+class Hit(BaseModel):
+    """A recording with events that were asked for."""
+
+    recording_id: str
+    position: int
+    custom_id: str | None
+    name: str
+    duration_s: float | None
+    events: list[EventOut]
+
+
+class SearchPage(BaseModel):
+    """What a text was taken to mean, and where that is heard, in the order of the job.
+
+    ``unknown`` are words that say nothing here. A page may hold few hits or none and still have a
+    ``next_cursor``: a request looks at so many recordings and no more.
+    """
+
+    labels: list[str]
+    unknown: list[str]
+    hits: list[Hit]
+    next_cursor: str | None
+
+
+def search(export: Export, text: str, cursor: str | None, limit: int) -> SearchPage:
+    """Return the next recordings with events that ``text`` names.
+
+    Raises:
+        Problem: the text names nothing, or the cursor was not made here.
+    """
+    meant = _meaning(text)
+    after = FIRST if cursor is None else cursors.decode_position(cursor)
+    hits: list[Hit] = []
+    next_cursor = None
+    for seen, one in enumerate(heard(export, after=after)):
+        if seen == SCAN or len(hits) == limit:
+            next_cursor = cursors.encode(str(one.recording.position - 1))
+            break
+        events = one.found.events if one.found else ()
+        wanted = [event for event in events if event.label in meant.labels]
+        if wanted:
+            recording = one.recording
+            hits.append(
+                Hit(
+                    recording_id=recording.id,
+                    position=recording.position,
+                    custom_id=recording.custom_id,
+                    name=recording.name,
+                    duration_s=recording.duration_s,
+                    events=[_event_out(event) for event in wanted],
+                )
+            )
+    return SearchPage(
+        labels=list(meant.labels),
+        unknown=list(meant.unknown),
+        hits=hits,
+        next_cursor=next_cursor,
+    )
+
+
+def _meaning(text: str) -> Understood:
+    meant = understand(text)
+    if not meant.labels:
+        raise Problem(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "text_not_understood",
+            "The text names no sound that is known here.",
+            known=list(LABELS),
+        )
+    return meant
+
+
+def _event_out(event: Event) -> EventOut:
+    return EventOut(
+        label=event.label,
+        onset_s=event.onset_s,
+        offset_s=event.offset_s,
+        confidence=event.confidence,
+    )

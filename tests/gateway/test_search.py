@@ -1,0 +1,69 @@
+"""Search by words in the results of a job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from common.labels import LABELS
+from services.gateway import search
+from tests.gateway.conftest import STACKS, Gateway, problem
+from tests.gateway.filled import fill, heard
+
+
+def pages(gateway: Gateway, job_id: str, **params: Any) -> list[dict[str, Any]]:
+    """Follow the cursors of a search to their end."""
+    found = [gateway.get(f"/v1/jobs/{job_id}/search", params=params)]
+    while cursor := found[-1]["next_cursor"]:
+        params["cursor"] = cursor
+        found.append(gateway.get(f"/v1/jobs/{job_id}/search", params=params))
+    return found
+
+
+@STACKS
+def test_words_find_recordings(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled = fill(
+        gateway.sessions,
+        [heard("dog", "rain", "dog"), heard("siren"), heard(), heard("rain", "siren")] * 3,
+    )
+    (page,) = pages(gateway, filled.job_id, text="Dogs barking, unicorns")
+    assert page["labels"] == ["dog"]
+    assert page["unknown"] == ["unicorns"]
+    assert [hit["position"] for hit in page["hits"]] == [0, 4, 8]
+    assert page["hits"][0] == {
+        "recording_id": filled.recording_ids[0],
+        "position": 0,
+        "custom_id": None,
+        "name": "tapes/number 0.wav",
+        "duration_s": 10.0,
+        "events": [
+            {"label": "dog", "onset_s": onset_s, "offset_s": onset_s + 0.5, "confidence": 0.5}
+            for onset_s in (0.25, 2.25)
+        ],
+    }
+    expected = [0, 1, 3, 4, 5, 7, 8, 9, 11]
+    found = pages(gateway, filled.job_id, text="sirens in the rain", limit=2)
+    assert [hit["position"] for page in found for hit in page["hits"]] == expected
+    assert all(len(page["hits"]) <= 2 for page in found)
+    monkeypatch.setattr(search, "SCAN", 3)
+    found = pages(gateway, filled.job_id, text="ambulance rain")
+    assert [hit["position"] for page in found for hit in page["hits"]] == expected
+    assert len(found) == 4
+    (page, *_) = pages(gateway, filled.job_id, text="rooster")
+    assert (page["hits"], page["labels"]) == ([], ["rooster"])
+
+
+@STACKS
+def test_searches_that_cannot_be_done(gateway: Gateway) -> None:
+    path = f"/v1/jobs/{gateway.new_job()}/search"
+    document = problem(
+        gateway.client.get(path, params={"text": "unicorns"}), 422, "text_not_understood"
+    )
+    assert document["known"] == list(LABELS)
+    for bad in ({}, {"text": ""}, {"text": "x" * 501}, {"text": "dog", "limit": 0}):
+        problem(gateway.client.get(path, params=bad), 422, "request_invalid")
+    answer = gateway.client.get(path, params={"text": "dog", "cursor": "cake"})
+    problem(answer, 422, "cursor_invalid")
+    answer = gateway.client.get("/v1/jobs/nope/search", params={"text": "dog"})
+    problem(answer, 404, "not_found")
