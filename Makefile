@@ -13,7 +13,7 @@ PACKAGES := common services client tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench-pipeline bench-archive lint format type env env-s3 constraints clean
+.PHONY: help demo test bench-pipeline bench-archive bench-upload lint format type env env-s3 constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ bench-pipeline: $(ENV)  ## throughput of a folder (AUDIO=path) against a plain l
 
 bench-archive: $(ENV) $(S3_ENV)  ## cost per file of archives over stages that do nothing, as JSON (hours)
 	@$(PY) -m tests.bench.archive $(BENCH_ARGS)
+
+bench-upload: $(ENV) $(S3_ENV)  ## 2 GB through the gateway against writing to the store directly, as JSON
+	@$(PY) -m tests.bench.upload $(BENCH_ARGS)
 
 lint: $(ENV)  ## check format and style
 	.venv/bin/ruff format --check .

@@ -34,6 +34,7 @@ from common.storage.base import (
 from common.storage.files import ABSENT, found, rename, sync_folder, write_all
 
 STORE_ID = re.compile(r"[0-9a-f]{32}")
+ARRIVED = re.compile(rb"(\d+) ([0-9a-f-]+)\n")
 ABOUT, DATA = "about", "data"
 
 
@@ -85,9 +86,8 @@ class PartFolders:
                     with found(doing):
                         os.fdatasync(data.fileno())
                 etag = f"{time.time_ns():x}-{size:x}"
-                with found(doing):
-                    write_all(marker, f"{size} {etag}".encode())
-                    os.fsync(marker.fileno())
+                with found(doing):  # not flushed: what a power cut takes is sent again
+                    write_all(marker, f"{size} {etag}\n".encode())
                     (folder / ABOUT).stat()  # gone when the upload was aborted meanwhile
         return etag
 
@@ -98,9 +98,10 @@ class PartFolders:
             for path in folder.iterdir():
                 if not path.name.isdecimal():
                     continue
-                size, _, etag = path.read_text().partition(" ")
-                if etag:  # else it has not arrived whole
-                    parts.append(StoredPart(int(path.name), int(size), etag))
+                whole = ARRIVED.fullmatch(path.read_bytes())
+                if whole:
+                    size, etag = whole.groups()
+                    parts.append(StoredPart(int(path.name), int(size), etag.decode()))
         return sorted(parts, key=lambda part: part.number)
 
     def presign_part(self, key: str, store_id: str, number: int, expires_s: int) -> str | None:
