@@ -14,9 +14,9 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from fastapi.routing import iter_route_contexts
 from sqlalchemy.exc import DataError, InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
-from starlette.routing import Match, Route
 
 from common import logs
 from common.errors import (
@@ -145,8 +145,8 @@ def _methods_here(request: Request) -> list[str]:
     """Return the methods that an address takes: the framework names those of one route alone."""
     here = (
         route
-        for route in request.app.routes
-        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for route in iter_route_contexts(request.app.routes)
+        if route.path_regex.match(request.scope["path"])
     )
     return sorted({method for route in here for method in route.methods or ()})
 
