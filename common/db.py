@@ -28,6 +28,7 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import make_url
@@ -344,7 +345,13 @@ class StageRun(Base):
         Index("ix_stage_run_job", "job_id", "stage", "state", "position", "audio_s"),
         Index("ix_stage_run_queue", "state", "stage", "priority"),
         Index("ix_stage_run_shard", "shard_id"),
-        Index("ix_stage_run_key", "idempotency_key"),
+        Index(
+            "ix_stage_run_key",
+            "idempotency_key",
+            "state",
+            sqlite_where=text("idempotency_key IS NOT NULL"),
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
     )
 
     id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)

@@ -226,3 +226,12 @@ def upgrade() -> None:
     op.create_index(
         "ix_stage_run_job", "stage_run", ["job_id", "stage", "state", "position", "audio_s"]
     )
+    op.drop_index("ix_stage_run_key", "stage_run")
+    keyed = sa.text("idempotency_key IS NOT NULL")
+    op.create_index(
+        "ix_stage_run_key",
+        "stage_run",
+        ["idempotency_key", "state"],
+        sqlite_where=keyed,
+        postgresql_where=keyed,
+    )
