@@ -121,7 +121,7 @@ def tar_sparse() -> bytes:
 def zeros_in_gzip(size: int, head: bytes) -> bytes:
     """Return gzip data of ``head`` and ``size`` zeros, without holding them."""
     buffer = io.BytesIO()
-    with gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=1) as file:
+    with gzip.GzipFile(fileobj=buffer, mode="wb") as file:
         file.write(head)
         for _ in range(size >> 20):
             file.write(bytes(1 << 20))
@@ -365,9 +365,7 @@ SOURCE_CASES = {
         lambda: zip_with("o.wav").replace(b"PK\1\2", b"PK\1\3"),
         "archive_unreadable",
     ),
-    "tar truncated": SourceCase(
-        "tar", lambda: tar_entry("a.wav")[:-10_240], "archive_unreadable", 1
-    ),
+    "tar truncated": SourceCase("tar", lambda: tar_entry("a.wav")[:1_540], "archive_unreadable", 1),
     "tar no end": SourceCase(
         "tar",
         lambda: tar_with()[: 2 * 512 + 2 * -(-len(GOOD) // 512) * 512],
@@ -381,12 +379,12 @@ SOURCE_CASES = {
     "tar long names": SourceCase("tar", long_name_chain, "archive_unreadable", 1),
     "tar negative size": SourceCase("tar", negative_size, "archive_unreadable", 1),
     "tar.gz truncated": SourceCase(
-        "tar.gz", lambda: gzip.compress(tar_with())[:-30], "archive_unreadable"
+        "tar.gz", lambda: gzip.compress(tar_with())[:-30], "archive_unreadable", 1
     ),
     "tar.gz other": SourceCase("tar.gz", lambda: b"\x1f\x8b" + bytes(100), "archive_unreadable"),
     "tar.gz ratio": SourceCase(
         "tar.gz",
-        lambda: zeros_in_gzip(3 * GIB // 2, bomb_tar("zeros.txt", 2 * GIB)),
+        lambda: zeros_in_gzip(32 << 20, bomb_tar("zeros.txt", 2 * GIB)),
         "archive_ratio",
         1,
     ),

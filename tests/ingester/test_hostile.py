@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.domain import JobEventKind, SourceKind, SourceState
+from services.ingester import bombs
 from tests.ingester.conftest import STACKS, Bench
 from tests.ingester.hostile import ENTRY_CASES, GOOD, LAST, SOURCE_CASES
 
@@ -28,7 +29,10 @@ def test_one_wrong_entry_costs_only_itself(bench: Bench, case: str) -> None:
 
 @STACKS
 @pytest.mark.parametrize("case", SOURCE_CASES)
-def test_a_wrong_archive_fails_and_keeps_what_came_before(bench: Bench, case: str) -> None:
+def test_a_wrong_archive_fails_and_keeps_what_came_before(
+    bench: Bench, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bombs, "HARMLESS_BYTES", 1 << 20)  # so that the bombs may be small
     wrong = SOURCE_CASES[case]
     job_id = bench.job()
     source_id = bench.stored(job_id, SourceKind.ARCHIVE, wrong.make(), format=wrong.form)
