@@ -74,6 +74,7 @@ def recordings(
     return Pages(f"/v1/jobs/{job_id}/recordings", "recordings", Recording, filters)
 
 
-def rejections(job_id: str) -> Pages[Rejection]:
+def rejections(job_id: str, *, error_code: str | None = None) -> Pages[Rejection]:
     """Yield the entries of a job's sources that did not become recordings."""
-    return Pages(f"/v1/jobs/{job_id}/rejections", "rejections", Rejection)
+    filters = given(error_code=error_code)
+    return Pages(f"/v1/jobs/{job_id}/rejections", "rejections", Rejection, filters)

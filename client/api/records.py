@@ -210,7 +210,10 @@ class PartAddress(Record):
 
 
 class JobEvent(Record):
-    """What happened to a job: a ``JobEventKind``; or ``progress``, without an id and not kept."""
+    """What happened to a job: a ``JobEventKind``, with the data that a webhook is sent.
+
+    Or ``progress``, with the newest counters; it has no id and is not told again.
+    """
 
     id: int | None
     kind: str

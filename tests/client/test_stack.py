@@ -21,8 +21,8 @@ from client.home import Home, StackState
 from client.stack import Options, choose_port
 
 PATIENCE_S = 240.0
-NAMES = {"redis", "gateway", "dispatcher", "segmenter-1", "classifier-1", "enhancer-1"} | {
-    "restorer-1"
+NAMES = {"redis", "gateway", "dispatcher", "ingester"} | {
+    f"{worker}-1" for worker in ("segmenter", "classifier", "enhancer", "restorer")
 }
 
 
