@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from contextlib import closing
+from contextvars import copy_context
 from types import FrameType
 from typing import Protocol
 
@@ -55,7 +56,11 @@ def main() -> None:
         closing(Sweeper(settings)) as sweeper,
     ):
         others = [
-            threading.Thread(target=run, args=(part,), name=type(part).__name__.lower())
+            threading.Thread(
+                target=copy_context().run,  # so that its log lines name the service too
+                args=(run, part),
+                name=type(part).__name__.lower(),
+            )
             for part in (deliverer, sweeper)
         ]
         for thread in others:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sqlalchemy import select, update
@@ -93,7 +95,8 @@ class Deliverer:
             with self._changed:
                 self._under_way[one.webhook_id] += 1
             # A daemon: a process that is to end does not wait for somebody else's server.
-            threading.Thread(target=self._deliver, args=(one,), name="webhook", daemon=True).start()
+            deliver = partial(copy_context().run, self._deliver, one)
+            threading.Thread(target=deliver, name="webhook", daemon=True).start()
         return len(due)
 
     def finish(self, timeout_s: float) -> None:
