@@ -16,9 +16,9 @@ from common.errors import KeyRefused, NotFound
 from common.migrate import migrate
 from common.settings import Settings
 from services.gateway import guard, keyring
-from tests.gateway.conftest import STACKS, Gateway, problem
+from services.gateway.__main__ import require_key
+from tests.gateway.conftest import STACKS, Gateway, problem, running
 from tests.gateway.test_operations import GatewayProcess
-from tests.servers import free_port
 
 ONE_STACK = pytest.mark.parametrize(
     ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
@@ -163,28 +163,43 @@ def test_what_is_reached_from_this_machine_alone(host: str, loopback: bool) -> N
     assert guard.is_loopback(host) is loopback
 
 
-@ONE_STACK
+@STACKS
 def test_it_listens_for_other_machines_only_with_a_key(
-    gateway_settings: Settings, tmp_path: Path
+    gateway_settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = gateway_settings.model_copy(update={"host": "0.0.0.0", "port": free_port()})
-    log = tmp_path / "log"
-    assert GatewayProcess(settings, log).process.wait(60) == os.EX_UNAVAILABLE  # no tables yet
-    assert "cannot read the API keys" in log.read_text()
+    settings = gateway_settings.model_copy(update={"host": "0.0.0.0"})
+
+    def refusal() -> object:
+        with pytest.raises(SystemExit) as exit_:
+            require_key(settings)
+        return exit_.value.code
+
+    assert refusal() == os.EX_UNAVAILABLE  # there are no tables yet
+    assert "cannot read the API keys" in capsys.readouterr().err
     engine = make_engine(settings)
     migrate(engine)
-    assert GatewayProcess(settings, log).process.wait(60) == os.EX_CONFIG
-    assert "soundmill keys create" in log.read_text()
-    assert "Traceback" not in log.read_text()
+    assert refusal() == os.EX_CONFIG
+    assert "soundmill keys create" in capsys.readouterr().err
     with make_sessions(engine).begin() as session:
-        secret = keys.make(session, "first", [Scope.READ]).secret
+        made = keys.make(session, "first", [Scope.READ])
+    require_key(settings)
+    with running(settings) as gateway:  # embedded or not: what others reach is closed
+        problem(gateway.client.get("/v1/jobs"), 401, "key_missing")
+        assert gateway.client.get("/v1/jobs", headers=bearer(made.secret)).status_code == 200
+    with make_sessions(engine).begin() as session:
+        keys.revoke(session, made.key.id)
+    assert refusal() == os.EX_CONFIG
     engine.dispose()
-    process = GatewayProcess(settings, log)
-    try:
-        process.wait_until_up()
-        # Embedded or not: what others reach is closed.
-        problem(httpx.get(f"{process.url}/v1/jobs"), 401, "key_missing")
-        assert httpx.get(f"{process.url}/v1/jobs", headers=bearer(secret)).status_code == 200
-    finally:
-        process.process.terminate()
-        assert process.process.wait(30) == 0
+
+
+@ONE_STACK
+def test_the_process_ends_with_a_sentence(gateway_settings: Settings, tmp_path: Path) -> None:
+    engine = make_engine(gateway_settings)
+    migrate(engine)
+    engine.dispose()
+    settings = gateway_settings.model_copy(update={"host": "0.0.0.0"})
+    process = GatewayProcess(settings, tmp_path / "log").process
+    assert process.wait(60) == os.EX_CONFIG
+    text = (tmp_path / "log").read_text()
+    assert "soundmill keys create" in text
+    assert "Traceback" not in text
