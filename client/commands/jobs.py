@@ -219,12 +219,13 @@ def show_jobs(jobs: list[Job], as_json: bool) -> None:
         say("There are no jobs.")
 
 
-def show_errors(job: Job) -> None:
-    """Print what failed in a job, by kind, with an example each."""
+def show_errors(job: Job, err: bool = False) -> None:
+    """Print what failed in a job, by kind, with an example each; ``err``: on standard error."""
     for error in job.errors:
         example = f", first {error.name}" if error.name else ""
         detail = f": {error.detail}" if error.detail else ""
-        say(f"  {error.stage} {error.code}: {error.count}{example}{detail}")
+        line = f"  {error.stage} {error.code}: {error.count}{example}{detail}"
+        typer.echo(line, err=err)
 
 
 def local(time: datetime | None) -> datetime | None:

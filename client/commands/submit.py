@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from client.api import Estimate
+from client.api import Estimate, Job
 from client.commands.jobs import local, show_errors, watch_on_screen
 from client.commands.keys import parse_duration_s
 from client.commands.options import (
@@ -27,7 +28,7 @@ from client.commands.options import (
 )
 from client.commands.output import leave_as, make_console, say, say_json, told_plainly
 from client.commands.process import job_name, read_params
-from client.errors import SOME_FAILED, InputInvalid
+from client.errors import SOME_FAILED, InputInvalid, Interrupted
 from client.estimate import estimate_files, pace_of, together
 from client.follow import clock
 from client.home import Home
@@ -127,9 +128,10 @@ def submit(
             show_estimate(estimate(place, order, inputs, console), as_json)
             return
         done = run_submit(place, order, inputs, console, anew=anew)
-        show(done, as_json)
         if follow:
-            follow_up(place, done, console)
+            done = replace(done, job=follow_up(place, done.job, console))
+        show(done, as_json)
+        leave_as(done.job)
     if done.submission.not_sent:
         raise typer.Exit(SOME_FAILED)
 
@@ -144,12 +146,16 @@ def show(done: Submitted, as_json: bool) -> None:
     say(done.job.id)
 
 
-def follow_up(place: Place, done: Submitted, console: Console) -> None:
-    """Follow the job to its end; leave with its exit code unless all is well."""
+def follow_up(place: Place, job: Job, console: Console) -> Job:
+    """Follow a job and return it at its end."""
+    console.print(f"Job {job.id}", highlight=False)
     with place.gateway() as gateway:
-        ended = watch_on_screen(gateway, done.job, console)
-    show_errors(ended)
-    leave_as(ended)
+        try:
+            ended = watch_on_screen(gateway, job, console)
+        except KeyboardInterrupt:
+            raise Interrupted(f"Interrupted. Job {job.id} goes on.") from None
+    show_errors(ended, err=True)
+    return ended
 
 
 def estimate(place: Place, order: Order, inputs: Inputs, console: Console) -> Estimate:
@@ -164,7 +170,7 @@ def estimate(place: Place, order: Order, inputs: Inputs, console: Console) -> Es
             sender.send_inputs(inputs.without_files())
             gateway.close_job(job.id)
             ended = watch(gateway, job, lambda _now: None)
-            show_errors(ended)
+            show_errors(ended, err=True)
             there = ended.estimate or there
         return together(here, there, pace_of(gateway, order.stages))
 
