@@ -39,6 +39,9 @@ log = logs.get_logger(__name__)
 
 BATCH_S = 1.0  # recordings show up in the job at least this often
 MAX_PENDING = 64  # entries taken but not yet collected in order
+NUMBER_TAIL = 12 + 3
+"""Characters at the end of a recording's key: neighbours share what stands before them."""
+
 ESTIMATE_S = 5.0  # how long a measured pace is used
 
 
@@ -233,9 +236,17 @@ class Reading:
         self._drop_pending()
         if self.hold.dry_run:
             return
-        for number in range(self._cursor, self._cursor + MAX_BATCH + 2 * MAX_PENDING):
-            identity = recording_id(self.hold.source_id, number)
-            self._store.delete(recording_key(self.hold.job_id, identity))
+        unrecorded = {
+            self._key(number)
+            for number in range(self._cursor, self._cursor + MAX_BATCH + 2 * MAX_PENDING)
+        }
+        for prefix in sorted({key[:-NUMBER_TAIL] for key in unrecorded}):
+            for found in self._store.list(prefix):
+                if found.key in unrecorded:
+                    self._store.delete(found.key)
+
+    def _key(self, number: int) -> str:
+        return recording_key(self.hold.job_id, recording_id(self.hold.source_id, number))
 
     def _delete_owned(self) -> None:
         """Remove what was uploaded, unless it is a recording by now."""
