@@ -18,6 +18,7 @@ from common.names import plain_text
 from common.settings import Settings
 from common.storage import ObjectStore
 from services.gateway.bodies import Receiver
+from services.gateway.downloads import Room
 from services.gateway.keyring import Keyring
 from services.gateway.limits import RateLimiter
 from services.gateway.observe import HttpMetrics
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 PRESIGNED_FOR_S = 900
 CALL_THREADS = 4  # that wait for somebody else's server
-EXPORT_THREADS = 4  # that make tables and archives at once, a block each: others need threads too
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Surroundings:
     receiver: Receiver = field(default_factory=Receiver)
     checks: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 6, "check"))
     calls: CapacityLimiter = field(default_factory=partial(CapacityLimiter, CALL_THREADS))
-    exports: CapacityLimiter = field(default_factory=partial(CapacityLimiter, EXPORT_THREADS))
+    exports: Room = field(default_factory=Room)
 
 
 async def surroundings(request: Request) -> Surroundings:

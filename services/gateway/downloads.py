@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from itertools import chain
 from typing import Any, TypeVar
 
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, WouldBlock, fail_after, to_thread
 from fastapi import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,6 +21,11 @@ from services.gateway.names import content_disposition
 from services.gateway.problems import Problem
 
 T = TypeVar("T")
+
+MAKING_THREADS = 4  # a block each in turn: the other requests need threads, too
+MAX_MADE = 32
+STALLED_AFTER_S = 300.0
+RETRY_AFTER_S = 30
 JSON = "application/json"
 
 RANGE = re.compile(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
@@ -116,6 +122,31 @@ def answer(
     return StreamedResponse(opened, status, headers, media_type)
 
 
+@dataclass(frozen=True)
+class Room:
+    """How many files are made at once: each has a page of the database and a few objects open."""
+
+    threads: CapacityLimiter = field(default_factory=partial(CapacityLimiter, MAKING_THREADS))
+    files: CapacityLimiter = field(default_factory=partial(CapacityLimiter, MAX_MADE))
+
+    @contextmanager
+    def taken(self, by: object) -> Iterator[None]:
+        """Hold the place of one file. Raises Problem when there is none."""
+        try:
+            self.files.acquire_on_behalf_of_nowait(by)
+        except WouldBlock:
+            raise Problem(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too_many_downloads",
+                f"{MAX_MADE} tables and archives are being sent already.",
+                {"Retry-After": str(RETRY_AFTER_S)},
+            ) from None
+        try:
+            yield
+        finally:
+            self.files.release_on_behalf_of(by)
+
+
 class StreamedResponse(Response):
     """Streams blocks of bytes whose source is opened before the first byte is sent.
 
@@ -129,14 +160,14 @@ class StreamedResponse(Response):
         status: HTTPStatus,
         headers: dict[str, str],
         media_type: str,
-        limiter: CapacityLimiter | None = None,
+        threads: CapacityLimiter | None = None,
     ) -> None:
         self.status_code = status.value
         self.media_type = media_type
         self.background = None
         self.init_headers(headers)
         self._opened = opened
-        self._limiter = limiter  # of the threads in which blocks are made
+        self._threads = threads  # in which blocks are made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         blocks = await self._run(self._opened.__enter__)
@@ -155,36 +186,57 @@ class StreamedResponse(Response):
             }
         )
         while block := await self._run(next, blocks, b""):
-            await send({"type": "http.response.body", "body": block, "more_body": True})
+            await self._send_block(block, send)
             if await request.is_disconnected():
                 return
         await send({"type": "http.response.body", "body": b""})
 
+    async def _send_block(self, block: bytes, send: Send) -> None:
+        await send({"type": "http.response.body", "body": block, "more_body": True})
+
     async def _run(self, work: Callable[..., T], *args: object) -> T:
-        return await to_thread.run_sync(work, *args, limiter=self._limiter)
+        return await to_thread.run_sync(work, *args, limiter=self._threads)
 
 
-def streamed(
-    blocks: Iterator[bytes], media_type: str, name: str, limiter: CapacityLimiter
-) -> StreamedResponse:
+class MadeResponse(StreamedResponse):
+    """Streams a file that is made while it is sent. There is room for so many at once.
+
+    Who takes nothing for minutes is cut off, so that the place is free for others.
+    """
+
+    def __init__(
+        self, blocks: Iterator[bytes], headers: dict[str, str], media_type: str, room: Room
+    ) -> None:
+        super().__init__(_begun(blocks), HTTPStatus.OK, headers, media_type, room.threads)
+        self._room = room
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._room.taken(self):
+            await super().__call__(scope, receive, send)
+
+    async def _send_block(self, block: bytes, send: Send) -> None:
+        with fail_after(STALLED_AFTER_S):
+            await super()._send_block(block, send)
+
+
+def made(blocks: Iterator[bytes], media_type: str, name: str, room: Room) -> MadeResponse:
     """Return the response for a file that is made while it is sent, of unknown size.
 
     Args:
         blocks: A generator; it is closed when the receiver goes away.
-        limiter: Lets only so many threads make such files at a time.
     """
     headers = {
         "Content-Disposition": content_disposition(name),
         "Cache-Control": "private, no-store",
         "X-Content-Type-Options": "nosniff",
     }
-    return StreamedResponse(_begun(blocks), HTTPStatus.OK, headers, media_type, limiter)
+    return MadeResponse(blocks, headers, media_type, room)
 
 
 def documents(media_types: Iterable[str]) -> dict[int | str, dict[str, Any]]:
     """Return how OpenAPI is told of a file in one of several forms."""
     file = {"schema": {"type": "string", "format": "binary"}}
-    content = {kind: {} if kind == JSON else file for kind in media_types}
+    content = {kind.partition(";")[0]: {} if kind == JSON else file for kind in media_types}
     return {HTTPStatus.OK.value: {"description": "The file.", "content": content}}
 
 

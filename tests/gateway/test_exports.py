@@ -8,11 +8,14 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import httpx
 import pandas as pd
 import pytest
+from anyio import CapacityLimiter, sleep_forever
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet as pq
@@ -22,8 +25,10 @@ from common.db import Artifact, Job, Recording, Rejection, Source, StageRun
 from common.domain import RunState, SourceKind, SourceState, Stage
 from common.errors import NotFound
 from common.formats.labels import RAVEN_COLUMNS
+from services.gateway import downloads
 from services.gateway.exports import Export, walk
 from services.gateway.names import archive_name
+from services.gateway.problems import Problem
 from tests.gateway.conftest import EVENTS, STACKS, Gateway, problem
 from tests.gateway.filled import Filled, fill, heard
 
@@ -309,6 +314,47 @@ def test_a_receiver_that_goes_away(gateway: Gateway) -> None:
         with httpx.stream("GET", url) as answer:
             next(answer.iter_raw())
     assert gateway.client.get(url).text.count("\n") == 3_001
+
+
+def test_there_is_room_for_so_many_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And who does not take what is sent loses the place."""
+    monkeypatch.setattr(downloads, "STALLED_AFTER_S", 0.01)
+    room = downloads.Room(files=CapacityLimiter(1))
+    closed = []
+
+    def blocks() -> Iterator[bytes]:
+        try:
+            yield b"block"
+            yield b"block"
+        finally:
+            closed.append(True)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    async def send_nowhere(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            await get(forgotten)  # a second one, while the first has the only place
+            await sleep_forever()
+
+    async def forgotten(message: dict[str, Any]) -> None:
+        raise AssertionError("nothing is sent")
+
+    async def get(send: Any) -> None:
+        made = downloads.made(blocks(), "text/csv", "a.csv", room)
+        if send is forgotten:
+            with pytest.raises(Problem, match="being sent already"):
+                await made({"type": "http"}, receive, send)
+        else:
+            await made({"type": "http"}, receive, send)
+
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            await get(send_nowhere)
+        assert closed == [True]
+        assert room.files.available_tokens == 1
+
+    anyio.run(main)
 
 
 @STACKS

@@ -19,6 +19,7 @@ from common.errors import ArtifactInvalid, AudioEmpty, WeightsInvalid
 from common.labels import LABELS
 from common.masks import MaskReader, MaskWriter
 from common.params import ClassifyParams
+from common.results import parse_events, parse_summary
 from common.stage_io import StageInput, StageOutput
 from services.classifier import infer
 from services.classifier.config import Config, median_segments
@@ -260,6 +261,7 @@ def test_odd_recordings(
     confidences = [tag["confidence"] for tag in content["tags"]]
     assert confidences == sorted(confidences, reverse=True)
     assert output.result["events"] == len(content["events"])
+    assert parse_summary(output.result) == parse_events(json.dumps(content))
     assert output.result["top"] == content["tags"][0]["label"]
     for event in content["events"]:
         assert 0.0 <= event["onset_s"] < event["offset_s"] <= content["duration_s"] + 1e-3

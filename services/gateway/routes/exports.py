@@ -17,7 +17,7 @@ from common.domain import ArtifactKind
 from services.gateway import export_files, export_tables
 from services.gateway.access import Caller, Reader
 from services.gateway.context import Around, Surroundings, new_router
-from services.gateway.downloads import StreamedResponse, documents, streamed
+from services.gateway.downloads import MadeResponse, documents, made
 from services.gateway.events import MEDIA_TYPES, EventsFormat
 from services.gateway.export_files import LabelsFormat
 from services.gateway.export_tables import Table, TableFormat, write
@@ -53,7 +53,7 @@ TABLE_DOCUMENTS = documents(MEDIA_TYPES[EventsFormat(form)] for form in TableFor
 )
 def get_job_events(
     around: Around, caller: Reader, job_id: str, form: JobEventsFormat
-) -> StreamedResponse:
+) -> MadeResponse:
     """Return the events of all recordings in one file, in the order of the job."""
     opened = _open(around, caller, job_id)
     media_type, ending = MEDIA_TYPES[EventsFormat(form)], f"events.{form}"
@@ -70,15 +70,13 @@ def get_job_events(
 @router.get("/jobs/{job_id}/recordings.{form}", response_class=Response, responses=TABLE_DOCUMENTS)
 def get_job_recordings(
     around: Around, caller: Reader, job_id: str, form: TableFormat
-) -> StreamedResponse:
+) -> MadeResponse:
     """Return all recordings in one table: how far each is, and what is heard most in it."""
     return _table(around, caller, job_id, export_tables.RECORDINGS, form)
 
 
 @router.get("/jobs/{job_id}/errors.{form}", response_class=Response, responses=TABLE_DOCUMENTS)
-def get_job_errors(
-    around: Around, caller: Reader, job_id: str, form: TableFormat
-) -> StreamedResponse:
+def get_job_errors(around: Around, caller: Reader, job_id: str, form: TableFormat) -> MadeResponse:
     """Return what failed and why in one table: sources, their entries, stages of recordings."""
     return _table(around, caller, job_id, export_tables.ERRORS, form)
 
@@ -86,7 +84,7 @@ def get_job_errors(
 @router.get(
     "/jobs/{job_id}/manifest.jsonl", response_class=Response, responses=documents([JSON_LINES])
 )
-def get_job_manifest(around: Around, caller: Reader, job_id: str) -> StreamedResponse:
+def get_job_manifest(around: Around, caller: Reader, job_id: str) -> MadeResponse:
     """Return where the results of every recording come from, a line of JSON each."""
     opened = _open(around, caller, job_id)
     blocks = export_files.manifest_lines(opened.export)
@@ -99,7 +97,7 @@ def get_job_labels(
     caller: Reader,
     job_id: str,
     form: Annotated[LabelsFormat, Query(alias="format")],
-) -> StreamedResponse:
+) -> MadeResponse:
     """Return a ZIP with the events of each recording in a file of its own."""
     opened = _open(around, caller, job_id)
     blocks = export_files.labels_zip(opened.export, form, around.settings.scratch_dir)
@@ -114,7 +112,7 @@ def get_job_artifacts(
     kind: Kinds,
     start: Position = 0,
     stop: Position | None = None,
-) -> StreamedResponse:
+) -> MadeResponse:
     """Return a ZIP of artifacts of some kinds; of recordings ``start`` to before ``stop``."""
     opened = _open(around, caller, job_id)
     blocks = export_files.artifacts_zip(
@@ -140,7 +138,7 @@ def _open(around: Surroundings, caller: Caller, job_id: str) -> _Opened:
 
 def _table(
     around: Surroundings, caller: Caller, job_id: str, table: Table, form: TableFormat
-) -> StreamedResponse:
+) -> MadeResponse:
     opened = _open(around, caller, job_id)
     blocks = write(table, opened.export, form)
     media_type = MEDIA_TYPES[EventsFormat(form)]
@@ -149,7 +147,7 @@ def _table(
 
 def _answer(
     around: Surroundings, opened: _Opened, blocks: Iterator[bytes], media_type: str, ending: str
-) -> StreamedResponse:
-    answer = streamed(blocks, media_type, download_name(opened.name, ending), around.exports)
+) -> MadeResponse:
+    answer = made(blocks, media_type, download_name(opened.name, ending), around.exports)
     answer.headers["Soundmill-Job-State"] = opened.state
     return answer

@@ -14,7 +14,7 @@ from common.results import parse_events
 from services.gateway import downloads, queries
 from services.gateway.access import Caller, Reader
 from services.gateway.context import PRESIGNED_FOR_S, Around, Surroundings, new_router
-from services.gateway.downloads import StreamedResponse, documents, streamed
+from services.gateway.downloads import documents
 from services.gateway.events import MEDIA_TYPES, EventsFormat, origin_of, render
 from services.gateway.manifests import manifests
 from services.gateway.names import ascii_name, content_disposition, download_name
@@ -61,20 +61,18 @@ def get_artifact(
     response_class=Response,
     responses=documents(MEDIA_TYPES.values()),
 )
-def get_events(
-    around: Around, caller: Reader, recording_id: str, form: EventsFormat
-) -> StreamedResponse:
+def get_events(around: Around, caller: Reader, recording_id: str, form: EventsFormat) -> Response:
     """Return the events of a recording: what the classifier found, and when."""
     with around.readers() as session:
         recording = caller.recording(session, recording_id)
         artifact = queries.get_result(session, caller, recording_id, ArtifactKind.EVENTS).artifact
     with around.store.open(artifact.object_key) as blocks:
         found = parse_events(b"".join(blocks))
-    return streamed(
-        render(found, origin_of(recording), form),
-        MEDIA_TYPES[form],
-        download_name(recording.name, f"events.{form}"),
-        around.exports,
+    name = download_name(recording.name, f"events.{form}")
+    return Response(
+        b"".join(render(found, origin_of(recording), form)),
+        media_type=MEDIA_TYPES[form],
+        headers={"Content-Disposition": content_disposition(name)},
     )
 
 
