@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from common.db import Artifact, Attempt, Job, Recording, StageRun
@@ -71,7 +71,9 @@ def list_recordings(
     if wanted.custom_id is not None:
         query = query.where(Recording.custom_id == wanted.custom_id)
     if wanted.name is not None:
-        query = query.where(Recording.name.startswith(wanted.name, autoescape=True))
+        # Not LIKE, which does not tell letter case apart in SQLite.
+        start = func.substr(Recording.name, 1, len(wanted.name))
+        query = query.where(start == wanted.name)
     if (wanted.state, wanted.stage, wanted.error_code) != (None, None, None):
         query = _with_runs(query, job_id, wanted, after, limit + 1)
     found = session.scalars(query.order_by(Recording.position).limit(limit + 1)).all()
