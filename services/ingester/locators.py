@@ -16,7 +16,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from minio import Minio
 
 from common.egress import Egress
-from common.errors import EntryRejected, NotFound, TransientError, UrlForbidden
+from common.errors import EntryRejected, NotFound, TransientError, UrlForbidden, UrlUnreachable
 from common.settings import Settings
 from common.sources import ManifestLine
 from common.storage import Readable
@@ -119,6 +119,8 @@ class Locators:
             raise EntryRejected("url_status", "there is no such file") from error
         except PermissionError as error:
             raise EntryRejected("url_status", "the file may not be read") from error
+        except OSError as error:
+            raise UrlUnreachable(f"the file cannot be read: {error.strerror}") from error
 
 
 class Blocks:
@@ -167,9 +169,10 @@ def open_inside(settings: Settings, url: str) -> Iterator[BinaryIO]:
         descriptor = _step(steps[-1], os.O_NONBLOCK, folder)  # a pipe does not block it
     finally:
         os.close(folder)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UrlForbidden("not a regular file")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UrlForbidden("not a regular file")
         yield file
 
 

@@ -69,10 +69,10 @@ class Bench:
             session.flush()
             return job.id
 
-    def source(self, job_id: str, kind: SourceKind, name: str = "source", **spec: Any) -> str:
+    def source(self, job_id: str, kind: SourceKind, **spec: Any) -> str:
         """Insert a source; return its id."""
         with self.sessions.begin() as session:
-            source = Source(job_id=job_id, kind=kind.value, name=name, spec=spec)
+            source = Source(job_id=job_id, kind=kind.value, name="source", spec=spec)
             session.add(source)
             session.flush()
             return source.id
