@@ -115,7 +115,15 @@ class Job(Base):
     """
 
     __tablename__ = "job"
-    __table_args__ = (Index("ix_job_owner", "owner", "id"),)
+    __table_args__ = (
+        Index("ix_job_owner", "owner", "id"),
+        Index(
+            "ix_job_unfinished",
+            "state",
+            sqlite_where=text("finished_at IS NULL"),
+            postgresql_where=text("finished_at IS NULL"),
+        ),
+    )
 
     id: Mapped[str] = mapped_column(IdType, primary_key=True, default=new_id)
     owner: Mapped[str | None] = mapped_column(ForeignKey("api_key.id"))

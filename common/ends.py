@@ -6,7 +6,7 @@ A claim that was lost meanwhile costs only itself. The letters are those of the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,16 +15,14 @@ from sqlalchemy.orm import Session
 
 from common import garbage
 from common.db import Artifact, Attempt, DbNow, Recording, StageRun, new_id
-from common.domain import STAGE_NEEDS, Outcome, RunState, Stage
+from common.domain import Outcome, RunState, Stage
 from common.errors import Outage, SoundmillError, TransientError
+from common.release import release_downstream
 from common.runs import Claim, Reusable, lock_recordings
 from common.settings import Settings
 
 MAX_BACKOFF_S = 60.0
 DETAIL_LENGTH = 2_000
-LOST_NEEDS = frozenset(
-    {RunState.FAILED, RunState.QUARANTINED, RunState.SKIPPED, RunState.CANCELLED}
-)
 
 
 @dataclass(frozen=True)
@@ -308,54 +306,3 @@ def _record_audio(session: Session, ends: Sequence[Succeeded]) -> None:
         .values(audio_s=bindparam("length_s")),
         [{"recording": fact["recording"], "length_s": fact["length_s"]} for fact in facts],
     )
-
-
-def release_downstream(session: Session, recordings: Collection[str]) -> None:
-    """Make ready what now has all it needs, and skip what can never have it (a, i).
-
-    The caller holds the recordings' rows, so two ends of one recording do not miss each other.
-    """
-    if not recordings:
-        return
-    ids: dict[str, dict[Stage, str]] = {}
-    states: dict[str, dict[Stage, RunState]] = {}
-    for run_id, recording_id, stage, state in session.execute(
-        select(StageRun.id, StageRun.recording_id, StageRun.stage, StageRun.state).where(
-            StageRun.recording_id.in_(recordings)
-        )
-    ):
-        ids.setdefault(recording_id, {})[Stage(stage)] = run_id
-        states.setdefault(recording_id, {})[Stage(stage)] = RunState(state)
-    ready: list[str] = []
-    skipped: dict[Stage, list[str]] = {}  # by the stage that is at fault
-    for recording_id, found in states.items():
-        for stage, needs in STAGE_NEEDS.items():  # in pipeline order, so that skips cascade
-            if found.get(stage) is not RunState.BLOCKED:
-                continue
-            needed = {found[need] for need in needs}
-            if needed <= {RunState.SUCCEEDED}:
-                ready.append(ids[recording_id][stage])
-            elif needed & LOST_NEEDS:
-                found[stage] = RunState.SKIPPED
-                cause = next(need for need in needs if found[need] in LOST_NEEDS)
-                skipped.setdefault(cause, []).append(ids[recording_id][stage])
-    _leave_blocked(session, ready, state=RunState.READY.value, ready_at=DbNow())
-    for cause, runs in skipped.items():
-        _leave_blocked(
-            session,
-            runs,
-            state=RunState.SKIPPED.value,
-            finished_at=DbNow(),
-            error_code="upstream_failed",
-            error_detail=f"stage {cause.value} did not succeed",
-        )
-
-
-def _leave_blocked(session: Session, runs: Collection[str], **change: Any) -> None:
-    if runs:
-        session.execute(
-            update(StageRun)
-            .where(StageRun.id.in_(runs), StageRun.state == RunState.BLOCKED.value)
-            .values(**change)
-            .execution_options(synchronize_session=False)
-        )

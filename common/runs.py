@@ -1,8 +1,8 @@
-"""What a worker may do to the StageRuns of a shard: claim them, keep them, begin with them.
+"""What a worker may do to the StageRuns of a shard: claim them, keep them.
 
 Every change is guarded by the state it starts from and, once claimed, by the fence: an attempt
-that lost its lease changes nothing. How runs end is in ``common.ends``; the letters are those of
-the diagram in ``docs/architecture.md``; what the dispatcher does is in ``services.dispatcher``.
+that lost its lease changes nothing. How runs share results is in ``common.sharing``, how they end
+in ``common.ends``; the letters are those of the diagram in ``docs/architecture.md``.
 
 Whoever waits for several rows of runs holds their recordings' rows, in the order of their ids;
 others pass over rows that are held. So nobody waits in a circle.
@@ -10,25 +10,14 @@ others pass over rows that are held. So nobody waits in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import (
-    String,
-    bindparam,
-    column,
-    exists,
-    insert,
-    literal,
-    select,
-    update,
-    values,
-)
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy import exists, insert, select, update
+from sqlalchemy.orm import Session
 
-from common import garbage
-from common.db import Artifact, Attempt, DbNow, Garbage, Job, Recording, StageRun, new_id
+from common.db import Artifact, Attempt, DbNow, Job, Recording, StageRun, new_id
 from common.domain import ENDED_STATES, STAGE_NEEDS, ArtifactKind, RunState, Stage
 from common.stage_io import AudioFacts
 
@@ -70,15 +59,6 @@ class Reusable:
     artifacts: tuple[StoredArtifact, ...]
     result: dict[str, Any]
     audio: AudioFacts
-
-
-@dataclass(frozen=True)
-class Prospect:
-    """What else is known of an idempotency key."""
-
-    succeeded: str | None  # a stage run whose result can be reused
-    elsewhere: bool  # a run in another shard works on it
-    being_removed: bool  # the objects under it may be about to go
 
 
 def claim(session: Session, shard_id: str, worker: str, lease_s: float) -> list[Claim]:
@@ -190,12 +170,13 @@ def _upstream(
     keys = {(run.recording_id, run.stage): run.idempotency_key or "" for run in runs}
     recording_of = {run.id: run.recording_id for run in runs}
     artifacts: dict[str, list[StoredArtifact]] = {}
-    for run_id, found in _artifacts(session, list(recording_of)).items():
+    for run_id, found in artifacts_of(session, list(recording_of)).items():
         artifacts.setdefault(recording_of[run_id], []).extend(found)
     return keys, artifacts
 
 
-def _artifacts(session: Session, runs: Collection[str]) -> dict[str, list[StoredArtifact]]:
+def artifacts_of(session: Session, runs: Collection[str]) -> dict[str, list[StoredArtifact]]:
+    """Return the artifacts of stage runs, by their ids."""
     rows = session.execute(
         select(
             Artifact.stage_run_id,
@@ -248,94 +229,3 @@ def held(session: Session, claims: Collection[Claim]) -> set[str]:
         )
     )
     return {run_id for run_id, fence in running if fence == fences[run_id]}
-
-
-def begin(session: Session, keys: Mapping[str, str], claims: Sequence[Claim]) -> set[str]:
-    """Note under which idempotency keys claims are about to be worked on; return those noted.
-
-    A key that a run in another shard works on is left to that one, unless there is a result to
-    reuse. What another process decides at the same moment is seen by ``prospects`` once this is
-    committed: see decision 0009.
-
-    Args:
-        keys: By the ids of the claims' stage runs.
-    """
-    lock_recordings(session, claims)
-    known = prospects(session, set(keys.values()), {claim.stage_run_id for claim in claims})
-    noted = [
-        claim
-        for claim in claims
-        if not (
-            known[keys[claim.stage_run_id]].elsewhere
-            and known[keys[claim.stage_run_id]].succeeded is None
-        )
-    ]
-    stale_keys = {c.earlier_key for c in noted if c.earlier_key != keys[c.stage_run_id]}
-    garbage.discard(session, {key for key in stale_keys if key})
-    if noted:
-        session.connection().execute(
-            update(StageRun.__table__)  # type: ignore[arg-type]
-            .where(
-                StageRun.id == bindparam("run"),
-                StageRun.fence == bindparam("held"),
-                StageRun.state == RunState.RUNNING.value,
-            )
-            .values(idempotency_key=bindparam("key")),
-            [{"run": c.stage_run_id, "held": c.fence, "key": keys[c.stage_run_id]} for c in noted],
-        )
-    return {claim.stage_run_id for claim in noted}
-
-
-def prospects(session: Session, keys: Collection[str], own: Collection[str]) -> dict[str, Prospect]:
-    """Return what else is known of each of ``keys``.
-
-    One short look per key, however many runs share it: many recordings of an archive may be alike.
-
-    Args:
-        own: The ids of stage runs that do not count as elsewhere.
-    """
-    if not keys:
-        return {}
-    wanted = values(column("key", String), name="v").data([(key,) for key in keys]).cte("wanted")
-    succeeded, twin = aliased(StageRun), aliased(StageRun)
-    first = (
-        select(succeeded.id)
-        .where(
-            succeeded.idempotency_key == wanted.c.key,
-            succeeded.state == RunState.SUCCEEDED.value,
-        )
-        .limit(1)
-        .scalar_subquery()
-    )
-    working = exists().where(
-        twin.idempotency_key == wanted.c.key,
-        twin.state == RunState.RUNNING.value,
-        twin.id.not_in(own),
-    )
-    removed = exists(select(literal(1)).where(Garbage.key == wanted.c.key))
-    rows = session.execute(select(wanted.c.key, first, working, removed))
-    return {key: Prospect(run, bool(busy), bool(gone)) for key, run, busy, gone in rows}
-
-
-def reusable(session: Session, runs: Collection[str]) -> dict[str, Reusable]:
-    """Return the results of stage runs that have succeeded, by their ids."""
-    if not runs:
-        return {}
-    artifacts = _artifacts(session, runs)
-    rows = session.execute(
-        select(
-            StageRun.id,
-            StageRun.result,
-            Recording.duration_s,
-            Recording.sample_rate,
-            Recording.channels,
-        )
-        .join(Recording, Recording.id == StageRun.recording_id)
-        .where(StageRun.id.in_(runs), Recording.duration_s.is_not(None))
-    )
-    return {
-        run_id: Reusable(
-            tuple(artifacts.get(run_id, ())), result or {}, AudioFacts(duration_s, rate, channels)
-        )
-        for run_id, result, duration_s, rate, channels in rows
-    }

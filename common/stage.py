@@ -26,7 +26,7 @@ from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import logs, runs
+from common import logs, runs, sharing
 from common.db import make_engine, make_readers, make_sessions
 from common.domain import ArtifactKind, Stage
 from common.ends import Dropped, Failed, GivenBack, Measures, Succeeded
@@ -204,12 +204,12 @@ class _Shard(Generic[Model]):
         at least one sees the other: see decision 0009.
         """
         claims = [claim for claim in self.waiting if claim.stage_run_id in keys]
-        begun = transact(self.around.sessions, lambda session: runs.begin(session, keys, claims))
+        begun = transact(self.around.sessions, lambda session: sharing.begin(session, keys, claims))
         mine = {claim.stage_run_id for claim in claims}
         with self.around.readers() as session:
-            known = runs.prospects(session, {keys[run_id] for run_id in begun}, mine)
+            known = sharing.prospects(session, {keys[run_id] for run_id in begun}, mine)
             earlier = {p.succeeded for p in known.values() if p.succeeded is not None}
-            results = runs.reusable(session, earlier)
+            results = sharing.reusable(session, earlier)
         for key, prospect in known.items():
             if prospect.succeeded in results:
                 self.found[key] = results[prospect.succeeded]

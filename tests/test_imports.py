@@ -18,6 +18,7 @@ LAYERS = [
     {"db", "storage", "broker", "messages", "migrate", "migrations", "stage_io", "results"},
     {"quotas", "keys", "addresses", "egress", "garbage", "webhooks"},
     {"jobs", "runs", "spans"},
+    {"release", "sharing"},
     {"ends"},
     {"keeper", "stage"},
 ]

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from common.db import Attempt, DbNow, Recording, StageRun
 from common.domain import Outcome, Priority, RunState, Stage, queue_name
-from common.ends import release_downstream
+from common.release import release_downstream
 from common.settings import Settings
 
 MOST_AT_ONCE = 1_000

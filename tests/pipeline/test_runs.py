@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import garbage, runs
+from common import garbage, runs, sharing
 from common.db import Artifact, Attempt, DbNow, Garbage, Job, Recording, StageRun
 from common.domain import ArtifactKind, JobState, Outcome, Priority, RunState, Stage
 from common.ends import End, Failed, GivenBack, Measures, Succeeded, end_runs
@@ -184,23 +184,23 @@ def test_what_is_known_of_a_key(
     [theirs] = claim_next(sessions, settings, there, Stage.SEGMENT)
     own = {mine.stage_run_id}
     with sessions.begin() as session:
-        assert runs.begin(session, {theirs.stage_run_id: "b" * 64}, [theirs]) == {
+        assert sharing.begin(session, {theirs.stage_run_id: "b" * 64}, [theirs]) == {
             theirs.stage_run_id
         }
         garbage.discard(session, ["c" * 64])
     with sessions.begin() as session:
-        found = runs.prospects(session, ["a" * 64, "b" * 64, "c" * 64, "d" * 64], own)
+        found = sharing.prospects(session, ["a" * 64, "b" * 64, "c" * 64, "d" * 64], own)
         assert found == {
-            "a" * 64: runs.Prospect(claim.stage_run_id, False, False),
-            "b" * 64: runs.Prospect(None, True, False),
-            "c" * 64: runs.Prospect(None, False, True),
-            "d" * 64: runs.Prospect(None, False, False),
+            "a" * 64: sharing.Prospect(claim.stage_run_id, False, False),
+            "b" * 64: sharing.Prospect(None, True, False),
+            "c" * 64: sharing.Prospect(None, False, True),
+            "d" * 64: sharing.Prospect(None, False, False),
         }
-        [result] = runs.reusable(session, [claim.stage_run_id]).values()
+        [result] = sharing.reusable(session, [claim.stage_run_id]).values()
         assert (result.result, result.audio) == ({"regions": 2}, FACTS)
         assert [a.object_key for a in result.artifacts] == ["artifacts/mask"]
-        assert runs.begin(session, {mine.stage_run_id: "b" * 64}, [mine]) == set()
-        assert runs.begin(session, {mine.stage_run_id: "a" * 64}, [mine]) == own
+        assert sharing.begin(session, {mine.stage_run_id: "b" * 64}, [mine]) == set()
+        assert sharing.begin(session, {mine.stage_run_id: "a" * 64}, [mine]) == own
 
 
 def test_one_stale_end_costs_the_others_of_its_group_nothing(

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import garbage, keeper, runs, stage
+from common import garbage, keeper, runs, sharing, stage
 from common.db import Artifact, Attempt, DbNow, Garbage, Recording, StageRun
 from common.domain import Outcome, Priority, RunState, Scope, Stage
 from common.messages import ShardMessage
@@ -254,7 +254,9 @@ def test_claims_that_bear_another_key_give_up_what_they_may_have_stored(
         assert shard is not None
         with sessions.begin() as session:
             [claim] = runs.claim(session, shard.id, "worker", 30.0)
-            assert runs.begin(session, {claim.stage_run_id: key}, [claim]) == {claim.stage_run_id}
+            assert sharing.begin(session, {claim.stage_run_id: key}, [claim]) == {
+                claim.stage_run_id
+            }
         return claim
 
     assert begin("a" * 64).earlier_key is None

@@ -205,6 +205,10 @@ def upgrade() -> None:
     for column in columns:
         op.add_column("job", column)
     op.create_index("ix_job_owner", "job", ["owner", "id"])
+    unfinished = sa.text("finished_at IS NULL")
+    op.create_index(
+        "ix_job_unfinished", "job", ["state"], sqlite_where=unfinished, postgresql_where=unfinished
+    )
     op.execute(
         "UPDATE job SET size_bytes = (SELECT COALESCE(SUM(recording.size_bytes), 0)"
         " FROM recording WHERE recording.job_id = job.id)"

@@ -1,0 +1,70 @@
+"""What the end of one stage run means for those that build on it.
+
+The letters are those of the diagram in ``docs/architecture.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from common.db import DbNow, StageRun
+from common.domain import STAGE_NEEDS, RunState, Stage
+
+LOST_NEEDS = frozenset(
+    {RunState.FAILED, RunState.QUARANTINED, RunState.SKIPPED, RunState.CANCELLED}
+)
+
+
+def release_downstream(session: Session, recordings: Collection[str]) -> None:
+    """Make ready what now has all it needs, and skip what can never have it (a, i).
+
+    The caller holds the recordings' rows, so two ends of one recording do not miss each other.
+    """
+    if not recordings:
+        return
+    ids: dict[str, dict[Stage, str]] = {}
+    states: dict[str, dict[Stage, RunState]] = {}
+    for run_id, recording_id, stage, state in session.execute(
+        select(StageRun.id, StageRun.recording_id, StageRun.stage, StageRun.state).where(
+            StageRun.recording_id.in_(recordings)
+        )
+    ):
+        ids.setdefault(recording_id, {})[Stage(stage)] = run_id
+        states.setdefault(recording_id, {})[Stage(stage)] = RunState(state)
+    ready: list[str] = []
+    skipped: dict[Stage, list[str]] = {}  # by the stage that is at fault
+    for recording_id, found in states.items():
+        for stage, needs in STAGE_NEEDS.items():  # in pipeline order, so that skips cascade
+            if found.get(stage) is not RunState.BLOCKED:
+                continue
+            needed = {found[need] for need in needs}
+            if needed <= {RunState.SUCCEEDED}:
+                ready.append(ids[recording_id][stage])
+            elif needed & LOST_NEEDS:
+                found[stage] = RunState.SKIPPED
+                cause = next(need for need in needs if found[need] in LOST_NEEDS)
+                skipped.setdefault(cause, []).append(ids[recording_id][stage])
+    _leave_blocked(session, ready, state=RunState.READY.value, ready_at=DbNow())
+    for cause, runs in skipped.items():
+        _leave_blocked(
+            session,
+            runs,
+            state=RunState.SKIPPED.value,
+            finished_at=DbNow(),
+            error_code="upstream_failed",
+            error_detail=f"stage {cause.value} did not succeed",
+        )
+
+
+def _leave_blocked(session: Session, runs: Collection[str], **change: Any) -> None:
+    if runs:
+        session.execute(
+            update(StageRun)
+            .where(StageRun.id.in_(runs), StageRun.state == RunState.BLOCKED.value)
+            .values(**change)
+            .execution_options(synchronize_session=False)
+        )
