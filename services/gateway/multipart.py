@@ -202,13 +202,15 @@ class Uploads:
             state = session.scalar(select(Upload.state).where(Upload.id == upload_id))
         if state in (None, UploadState.ABORTED):  # meanwhile
             self.store.delete(upload.object_key)
-            raise _not_open(upload_id, UploadState.ABORTED)
+            raise NotFound(f"no upload {upload_id}")
 
     def abort(self, upload_id: str) -> None:
-        """Give an upload up and remove what has arrived. Aborting again changes nothing.
+        """Give an upload up and remove what has arrived.
+
+        Its time is over from then on, so that the dispatcher removes what the store keeps now.
 
         Raises:
-            NotFound: no such upload.
+            NotFound: no such upload (any more).
             Problem: it belongs to a job already.
         """
         with self.sessions.begin() as session:
@@ -216,6 +218,7 @@ class Uploads:
             if upload.state == UploadState.USED:
                 raise _not_open(upload_id, UploadState.USED)
             upload.state = UploadState.ABORTED.value
+            upload.expires_at = DbNow()
         self.store.abort_multipart(upload.object_key, upload.store_id)
         self.store.delete(upload.object_key)
 
@@ -243,7 +246,7 @@ class Uploads:
         try:
             found = self.store.stat(upload.object_key)
         except NotFound as error:
-            raise _not_open(upload.id, UploadState.ABORTED) from error
+            raise NotFound(f"the parts of upload {upload.id} are gone") from error
         if found.size_bytes != upload.size_bytes:
             raise StoreUnavailable(f"the store has not put upload {upload.id} together (yet)")
 
@@ -264,7 +267,7 @@ def get_upload(
     """
     query = select(Upload).where(Upload.id == upload_id, caller.owns(Upload.owner))
     upload = session.scalar(query.with_for_update() if lock else query)
-    if upload is None:
+    if upload is None or upload.state == UploadState.ABORTED:
         raise NotFound(f"no upload {upload_id}")
     if state is not None:
         if upload.state != state:
