@@ -114,15 +114,16 @@ WITH_CALLER = (  # where a caller is asked for
 )
 WITH_PATH = ("not_found",)  # where the path names something
 BODY = ("upload_stalled", "shutting_down", "too_large")
-STORES = (*BODY, "store_unavailable", "disk_full", "quota_exceeded", "idempotency_key_reused")
+STORES = (*BODY, "store_unavailable", "disk_full")
+MAKES = ("quota_exceeded", "idempotency_key_reused", "not_found")  # made before, deleted since
 LOADS = ("store_unavailable", "artifact_invalid", "not_found")
 FORM = ("form_malformed", "too_many_parts", "no_recordings", "unsupported_media_type")
 PART = ("upload_not_open", "upload_expired", "store_unavailable")
 LIST = ("cursor_invalid",)
-JOB = ("parameters_invalid", "deadline_invalid", "quota_exceeded")
+JOB = ("parameters_invalid", "deadline_invalid")
 
 OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those above
-    "post_job": (*STORES, *FORM, *JOB, "name_invalid"),
+    "post_job": (*STORES, *MAKES, *FORM, *JOB, "name_invalid"),
     "change_job": (*BODY, "deadline_invalid", "conflict"),
     "close_job": ("conflict",),
     "cancel_job": ("conflict",),
@@ -133,6 +134,7 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "list_rejections": LIST,
     "post_recording": (
         *STORES,
+        *MAKES,
         "name_invalid",
         "parameters_invalid",
         "hash_mismatch",
@@ -143,6 +145,7 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "list_recordings": LIST,
     "post_source": (
         *STORES,
+        *MAKES,
         *PART,
         "unsupported_media_type",
         "parameters_invalid",
@@ -155,7 +158,7 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
         "dry_run",
     ),
     "list_sources": LIST,
-    "post_upload": STORES,
+    "post_upload": (*STORES, *MAKES),
     "get_upload": ("store_unavailable",),
     "get_part_links": (*PART, "part_number_invalid"),
     "put_part": (
@@ -185,7 +188,7 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "get_job_artifacts": LOADS,
     "search_job": ("cursor_invalid", "text_not_understood", *LOADS),
     "follow_job": ("too_many_streams", "shutting_down"),
-    "post_webhook": (*BODY, "url_forbidden", "conflict", "idempotency_key_reused"),
+    "post_webhook": (*BODY, "url_forbidden", "conflict", "idempotency_key_reused", "not_found"),
     "list_deliveries": LIST,
     "ready": ("not_ready",),
 }

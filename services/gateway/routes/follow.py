@@ -7,11 +7,21 @@ from typing import Annotated
 
 from fastapi import Header, Path, Response
 
+from common.domain import JobEventKind
 from services.gateway.access import Reader
 from services.gateway.context import Around, new_router
-from services.gateway.follow import MEDIA_TYPE
+from services.gateway.follow import MEDIA_TYPE, PROGRESS
 
 LARGEST_ID = (1 << 63) - 1
+EVENT = {  # as OpenAPI 3.2 describes the items of a stream
+    "type": "object",
+    "required": ["data", "event"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "event": {"enum": [*JobEventKind, PROGRESS]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+    },
+}
 EXAMPLE = """\
 id: 17
 event: job.closed
@@ -31,7 +41,7 @@ router = new_router()
     responses={
         200: {
             "description": "The events of the job as they happen.",
-            "content": {MEDIA_TYPE: {"schema": {"type": "string"}, "example": EXAMPLE}},
+            "content": {MEDIA_TYPE: {"itemSchema": EVENT, "example": EXAMPLE}},
         },
         204: {"description": "The job has ended, and the client knows all that happened."},
     },

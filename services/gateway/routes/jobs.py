@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
+from typing import Annotated
 
 from anyio import to_thread
 from fastapi import Request, Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 
 from common.domain import JobState, Priority
 from services.gateway import changes, job_queries, service
@@ -37,6 +39,17 @@ from services.gateway.problems import Problem
 from services.gateway.uploads import MAX_JSON_BYTES, Taker
 
 FORM = "multipart/form-data"
+NUMBER = re.compile(r"[+-]?[\d.]+")
+
+
+def _no_number(text: object) -> object:
+    """Refuse what pydantic would take for seconds since 1970."""
+    if isinstance(text, str) and NUMBER.fullmatch(text):
+        raise ValueError("not a date and time as ISO 8601 has it")
+    return text
+
+
+Moment = Annotated[AwareDatetime | None, BeforeValidator(_no_number)]
 
 router = new_router()
 
@@ -157,8 +170,8 @@ def list_jobs(
     state: JobState | None = None,
     name: FilterText = None,
     priority: Priority | None = None,
-    created_after: AwareDatetime | None = None,
-    created_before: AwareDatetime | None = None,
+    created_after: Moment = None,
+    created_before: Moment = None,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> JobPage:

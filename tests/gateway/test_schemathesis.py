@@ -1,0 +1,101 @@
+"""The whole API against its own description: no 5xx, answers as documented, bad input refused.
+
+Schemathesis sends what the description allows and what it forbids, with the right key and without,
+and lets later requests use what earlier ones made. The requests are the same in every run: the
+boundaries of every parameter, and ``EXAMPLES`` random ones per operation.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common import keys
+from common.domain import Scope, Stage
+from common.settings import Settings
+from tests.gateway.conftest import STACKS, Gateway
+
+EXAMPLES = 8
+HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
+PHASES = {"sqlite": "fuzzing,stateful", "postgresql": "examples,coverage"}  # each once
+
+# Not checked: that all the description allows is accepted. What no schema can say (a cursor of
+# this list, a label that a stage knows) is refused with 422.
+CONFIG = """
+hooks = "{hooks}"
+continue-on-failure = true
+max-stream-events = 3
+request-timeout = 20
+
+[auth.openapi.HTTPBearer]
+bearer = "{secret}"
+
+[generation]
+max-examples = {examples}
+deterministic = true
+
+[checks]
+positive_data_acceptance.enabled = false
+"""
+KNOWN = """
+[dictionaries.{name}]
+values = ["{value}"]
+
+[parameters."path.{name}"]
+dictionary = "{name}"
+probability = 0.9
+"""
+
+
+@pytest.fixture
+def gateway_settings(gateway_settings: Settings) -> Settings:
+    """A gateway that asks for keys."""
+    return gateway_settings.model_copy(update={"embedded": False})
+
+
+def things(gateway: Gateway) -> dict[str, str]:
+    """Make one of everything; return the ids by the names that they have in paths."""
+    job_id = gateway.new_job(name="described")
+    recording_id = gateway.upload(job_id)
+    for stage in Stage:
+        gateway.succeed(recording_id, stage)
+
+    def made(path: str, **body: Any) -> str:
+        answer = gateway.client.post(path, json=body)
+        assert answer.status_code == 201, answer.text
+        return answer.json()["id"]
+
+    item = {"url": "https://archive.example.org/dog.wav"}
+    return {
+        "job_id": job_id,
+        "recording_id": recording_id,
+        "source_id": made(f"/v1/jobs/{job_id}/sources", kind="urls", items=[item]),
+        "upload_id": made("/v1/uploads", name="dog.wav", size_bytes=4),
+        "webhook_id": made("/v1/webhooks", url="https://hooks.example.org/"),
+    }
+
+
+@STACKS
+def test_every_answer_is_as_described(gateway: Gateway, tmp_path: Path) -> None:
+    with gateway.sessions.begin() as session:
+        secret = keys.make(session, "tests", set(Scope)).secret
+        backend = session.get_bind().dialect.name
+    gateway.client.headers["Authorization"] = f"Bearer {secret}"
+    known = [KNOWN.format(name=name, value=value) for name, value in things(gateway).items()]
+    config = tmp_path / "schemathesis.toml"
+    config.write_text(CONFIG.format(secret=secret, examples=EXAMPLES, hooks=HOOKS) + "".join(known))
+    command = ["--no-color", "--config-file", config, "run", f"{gateway.url}/v1/openapi.json"]
+    run = subprocess.run(
+        [Path(sys.executable).with_name("st"), *command, "--phases", PHASES[backend]],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    Path(f"/tmp/st-{backend}.out").write_text(run.stdout + run.stderr)
+    unforeseen = [entry for entry in gateway.log if entry["log_level"] == "error"]
+    assert run.returncode == 0, run.stdout + run.stderr + repr(unforeseen)
+    assert not unforeseen
