@@ -28,7 +28,7 @@ PHASES = {"sqlite": "fuzzing,stateful", "postgresql": "examples,coverage"}  # ea
 CONFIG = """
 hooks = "{hooks}"
 continue-on-failure = true
-max-stream-events = 3
+max-stream-events = 2
 request-timeout = 20
 
 [auth.openapi.HTTPBearer]
