@@ -14,10 +14,11 @@ from sqlalchemy import and_, case, or_, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.db import DbNow, Job, Source
-from common.domain import ENDED_STATES, JobEventKind, Priority, SourceKind, SourceState
+from common.domain import ENDED_STATES, JobEventKind, JobState, Priority, SourceKind, SourceState
 from common.errors import SoundmillError, StaleFence
 from common.jobs import record_event
 from common.settings import Settings
+from common.spans import DEADLINE_PASSED
 
 MAX_BACKOFF_S = 60.0
 MAX_LOSSES = 20  # leases lost in a row without an entry in between
@@ -27,6 +28,14 @@ Sessions = sessionmaker[Session]
 
 class JobEnded(SoundmillError):
     """The job of a source was cancelled, has expired or is being deleted."""
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """How a source was cancelled: whether nobody reads it now, and whether nobody ever will."""
+
+    unread: bool
+    for_good: bool
 
 
 @dataclass(frozen=True)
@@ -194,15 +203,22 @@ def fail(session: Session, hold: Hold, code: str, detail: str) -> None:
     )
 
 
-def cancel(session: Session, hold: Hold) -> bool:
-    """Give a source up with its job; return whether nobody will read it any more."""
+def cancel(session: Session, hold: Hold) -> GivenUp:
+    """Give a source up with its job. What a deadline cut off may go on later."""
+    job = session.get(Job, hold.job_id)
+    expired = job is not None and job.deleted_at is None and job.state == JobState.EXPIRED.value
     session.execute(
         _mine(hold)
-        .values(state=SourceState.CANCELLED.value, lease_expires_at=None, finished_at=DbNow())
+        .values(
+            state=SourceState.CANCELLED.value,
+            lease_expires_at=None,
+            finished_at=DbNow(),
+            error_code=DEADLINE_PASSED if expired else None,
+        )
         .execution_options(synchronize_session=False)
     )
     state = session.scalar(select(Source.state).where(Source.id == hold.source_id))
-    return state is None or state == SourceState.CANCELLED.value
+    return GivenUp(unread=state in (None, SourceState.CANCELLED.value), for_good=not expired)
 
 
 def _due(interactive_only: bool) -> Any:

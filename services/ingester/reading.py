@@ -219,9 +219,10 @@ class Reading:
     def _cancel(self) -> None:
         with self._sessions.begin() as session:
             given_up = claims.cancel(session, self.hold)
-        if given_up:
+        if given_up.unread:
             self._remove_unrecorded()
-            self._delete_owned()
+            if given_up.for_good:
+                self._delete_owned()
 
     def _drop_pending(self) -> None:
         """Give up what is not collected yet; on return nobody writes for it any more."""
@@ -251,5 +252,6 @@ class Reading:
     def _delete_owned(self) -> None:
         """Remove what was uploaded, unless it is a recording by now."""
         key = owned_object(self.hold.spec)
-        if key is not None and (self.hold.kind in CONSUMED or not self._recordings):
+        useless = self.hold.kind in CONSUMED or self.hold.dry_run or not self._recordings
+        if key is not None and useless:
             self._store.delete(key)

@@ -11,40 +11,44 @@ from tests.ingester.hostile import ENTRY_CASES, GOOD, LAST, SOURCE_CASES
 
 
 @STACKS
-@pytest.mark.parametrize("case", ENTRY_CASES)
-def test_one_wrong_entry_costs_only_itself(bench: Bench, case: str) -> None:
-    wrong = ENTRY_CASES[case]
-    source_id = bench.stored(bench.job(), SourceKind.ARCHIVE, wrong.make(), format=wrong.form)
+def test_one_wrong_entry_costs_only_itself(bench: Bench) -> None:
+    ids = {
+        case: bench.stored(bench.job(), SourceKind.ARCHIVE, wrong.make(), format=wrong.form)
+        for case, wrong in ENTRY_CASES.items()
+    }
     bench.read()
-
-    assert bench.row(source_id).state == SourceState.DONE.value
-    assert bench.rejections(source_id) == {wrong.name: wrong.code}
-    recordings = bench.recordings(source_id)
-    assert [r.name for r in recordings] == ["good.wav", "last.wav"]
     objects = bench.objects()
-    assert [objects[r.object_key] for r in recordings] == [GOOD, LAST]
-    assert bench.job_of(source_id).rejected == 1
+    for case, source_id in ids.items():
+        wrong = ENTRY_CASES[case]
+        found = bench.rejections(source_id)
+        assert (case, found) == (case, {wrong.name: wrong.code})
+        assert (case, bench.row(source_id).state) == (case, SourceState.DONE.value)
+        recordings = bench.recordings(source_id)
+        assert [r.name for r in recordings] == ["good.wav", "last.wav"]
+        assert [objects[r.object_key] for r in recordings] == [GOOD, LAST]
+        assert bench.job_of(source_id).rejected == 1
     bench.nothing_left_behind()
 
 
 @STACKS
-@pytest.mark.parametrize("case", SOURCE_CASES)
 def test_a_wrong_archive_fails_and_keeps_what_came_before(
-    bench: Bench, case: str, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bombs, "HARMLESS_BYTES", 1 << 20)  # so that the bombs may be small
-    wrong = SOURCE_CASES[case]
-    job_id = bench.job()
-    source_id = bench.stored(job_id, SourceKind.ARCHIVE, wrong.make(), format=wrong.form)
+    ids = {
+        case: bench.stored(bench.job(), SourceKind.ARCHIVE, wrong.make(), format=wrong.form)
+        for case, wrong in SOURCE_CASES.items()
+    }
     bench.read()
-
-    source = bench.row(source_id)
-    assert (source.state, source.error_code) == (SourceState.FAILED.value, wrong.code)
-    assert source.error_detail
-    assert source.finished_at is not None
-    assert len(bench.recordings(source_id)) == wrong.before
-    assert bench.rejections(source_id) == {}
-    (event,) = bench.events(job_id)
-    assert event.kind == JobEventKind.SOURCE_FAILED.value
-    assert event.data["error_code"] == wrong.code
+    for case, source_id in ids.items():
+        wrong = SOURCE_CASES[case]
+        source = bench.row(source_id)
+        found = (source.state, source.error_code, len(bench.recordings(source_id)))
+        assert (case, *found) == (case, SourceState.FAILED.value, wrong.code, wrong.before)
+        assert source.error_detail
+        assert source.finished_at is not None
+        assert bench.rejections(source_id) == {}
+        (event,) = bench.events(source.job_id)
+        assert event.kind == JobEventKind.SOURCE_FAILED.value
+        assert event.data["error_code"] == wrong.code
     bench.nothing_left_behind()
