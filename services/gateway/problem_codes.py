@@ -58,6 +58,9 @@ CODES: dict[str, Code] = {
     "too_many_streams": Code(
         HTTPStatus.TOO_MANY_REQUESTS, "The API key follows too many jobs at once."
     ),
+    "too_many_downloads": Code(
+        HTTPStatus.TOO_MANY_REQUESTS, "So many tables and archives are being sent already."
+    ),
     "conflict": Code(CONFLICT, "What is asked does not fit the state of the job."),
     "deadline_passed": Code(CONFLICT, "The job's deadline has passed."),
     "custom_id_taken": Code(CONFLICT, "Another recording of the job has this custom_id."),
@@ -117,6 +120,7 @@ BODY = ("upload_stalled", "shutting_down", "too_large")
 STORES = (*BODY, "store_unavailable", "disk_full")
 MAKES = ("quota_exceeded", "idempotency_key_reused", "not_found")  # made before, deleted since
 LOADS = ("store_unavailable", "artifact_invalid", "not_found")
+MADE = (*LOADS, "too_many_downloads")  # while it is sent
 FORM = ("form_malformed", "too_many_parts", "no_recordings", "unsupported_media_type")
 PART = ("upload_not_open", "upload_expired", "store_unavailable")
 LIST = ("cursor_invalid",)
@@ -181,11 +185,12 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "delete_upload": PART,
     "get_artifact": (*LOADS, "range_not_satisfiable"),
     "get_events": LOADS,
-    "get_job_events": LOADS,
-    "get_job_recordings": LOADS,
-    "get_job_errors": LOADS,
-    "get_job_labels": LOADS,
-    "get_job_artifacts": LOADS,
+    "get_job_events": MADE,
+    "get_job_recordings": MADE,
+    "get_job_errors": MADE,
+    "get_job_manifest": MADE,
+    "get_job_labels": MADE,
+    "get_job_artifacts": MADE,
     "search_job": ("cursor_invalid", "text_not_understood", *LOADS),
     "follow_job": ("too_many_streams", "shutting_down"),
     "post_webhook": (*BODY, "url_forbidden", "conflict", "idempotency_key_reused", "not_found"),
