@@ -22,7 +22,6 @@ from anyio import CapacityLimiter, move_on_after, to_thread
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 from starlette.types import Receive, Scope, Send
 
@@ -38,6 +37,7 @@ log = logs.get_logger(__name__)
 
 LOOK_EVERY_S = 0.5
 MOST_OF_THE_TIME = 0.25  # that goes into looking, when very many jobs are followed
+OUTAGE_PAUSE_S = 2.0
 HEARTBEAT_S = 15.0
 RECONNECT_MS = 2_000
 MOST_STREAMS = 500
@@ -198,9 +198,10 @@ class Streams:
             }
             try:
                 looks = await to_thread.run_sync(self._look, cursors, limiter=self._limiter)
-            except SQLAlchemyError as error:
-                log.warning("jobs not followed", detail=str(error))
-                looks = {}
+            except Exception as error:  # an outage of the database, or a fault of ours
+                log.warning("jobs not followed", exc_info=error)
+                await asyncio.sleep(OUTAGE_PAUSE_S)
+                continue
             for job_id, look in looks.items():
                 for listener in self._listeners.get(job_id, ()):
                     if look is None:
