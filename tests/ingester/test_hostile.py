@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from common.domain import JobEventKind, SourceKind, SourceState
@@ -52,3 +54,9 @@ def test_a_wrong_archive_fails_and_keeps_what_came_before(
         assert event.kind == JobEventKind.SOURCE_FAILED.value
         assert event.data["error_code"] == wrong.code
     bench.nothing_left_behind()
+
+
+def test_every_code_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sources.md").read_text()
+    cases = [*ENTRY_CASES.values(), *SOURCE_CASES.values()]
+    assert {case.code for case in cases if f"| `{case.code}` |" not in page} == set()
