@@ -7,7 +7,6 @@ and not yet in the database: every call here finds that and goes on from it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,6 +23,14 @@ from common.settings import Settings
 from common.storage import ObjectStore, Readable, StoredPart
 from services.gateway.access import Caller
 from services.gateway.idempotency import Once
+from services.gateway.parts import (
+    Checked,
+    check_named,
+    check_whole,
+    part_bytes_of,
+    part_count,
+    part_size,
+)
 from services.gateway.problems import Problem, invalid, too_large
 from services.gateway.service import Sessions
 from services.gateway.source_schemas import (
@@ -31,7 +38,6 @@ from services.gateway.source_schemas import (
     PartLink,
     PartLinks,
     PartOut,
-    SentPart,
     UploadOut,
     UploadRequest,
 )
@@ -39,36 +45,14 @@ from services.gateway.source_schemas import (
 log = logs.get_logger(__name__)
 
 MEDIA_TYPE = "application/octet-stream"
-MIN_PART_BYTES = 8 << 20  # S3 asks for 5 MiB
-AIMED_PARTS = 1_000  # some servers take no more by default
 LINKED_FOR_S = 3600
 MAX_OPEN_UPLOADS = 10_000  # of one key
-MAX_NAMED_PARTS = 100  # in a problem
 UNUSED = (UploadState.OPEN.value, UploadState.COMPLETE.value)
 
 
 def upload_key(upload_id: str) -> str:
     """Return where the bytes of an upload lie."""
     return f"uploads/{upload_id}"
-
-
-def part_bytes_of(size_bytes: int) -> int:
-    """Return the size of the parts of a file: whole mebibytes."""
-    mebibyte = 1 << 20
-    return max(MIN_PART_BYTES, -(-size_bytes // (AIMED_PARTS * mebibyte)) * mebibyte)
-
-
-def part_count(upload: Upload) -> int:
-    """Return of how many parts an upload is made."""
-    return -(-upload.size_bytes // upload.part_bytes)
-
-
-def part_size(upload: Upload, number: int) -> int:
-    """Return the size of a part. Raises Problem when there is no such part."""
-    count = part_count(upload)
-    if not 1 <= number <= count:
-        raise invalid("part_number_invalid", f"The parts of this upload are 1 to {count}.")
-    return min(upload.part_bytes, upload.size_bytes - (number - 1) * upload.part_bytes)
 
 
 @dataclass(frozen=True)
@@ -163,7 +147,7 @@ class Uploads:
         expected = part_size(upload, number)
         if length != expected:
             raise invalid("part_size_wrong", f"Part {number} has {expected} bytes, not {length}.")
-        reader = body if sha256 is None else _Checked(body, length, sha256.lower())
+        reader = body if sha256 is None else Checked(body, length, sha256.lower())
         try:
             etag = self.store.put_part(upload.object_key, upload.store_id, number, reader, length)
         except NotFound:
@@ -186,9 +170,9 @@ class Uploads:
             upload = self._get(session, upload_id, taking=True)
         try:
             parts = self.store.list_parts(upload.object_key, upload.store_id)
-            _check_whole(upload, parts)
+            check_whole(upload, parts)
             if request.parts is not None:
-                _check_named(request.parts, parts)
+                check_named(request.parts, parts)
             self.store.complete_multipart(upload.object_key, upload.store_id, parts)
         except NotFound:
             log.info("upload completed before, or gone", upload_id=upload_id)
@@ -283,67 +267,3 @@ def _not_open(upload_id: str, state: UploadState) -> Problem:
     return Problem(
         HTTPStatus.CONFLICT, "upload_not_open", f"Upload {upload_id} is {state}.", state=state
     )
-
-
-def _check_whole(upload: Upload, parts: Sequence[StoredPart]) -> None:
-    """Return if every part is there with its size; else raise a Problem that names those missing.
-
-    What was sent by a presigned link can have any size or number.
-    """
-    there = {part.number: part.size_bytes for part in parts}
-    count = part_count(upload)
-    missing = [
-        number for number in range(1, count + 1) if there.get(number) != part_size(upload, number)
-    ]
-    if missing or len(there) > count:
-        raise Problem(
-            HTTPStatus.CONFLICT,
-            "upload_incomplete",
-            f"{len(missing)} of {count} parts are missing or have another size."
-            if missing
-            else f"There are parts after number {count}.",
-            missing=missing[:MAX_NAMED_PARTS],
-            missing_count=len(missing),
-        )
-
-
-def _check_named(named: Sequence[SentPart], parts: Sequence[StoredPart]) -> None:
-    """Return if the caller names the very parts that have arrived, in order."""
-    if [part.number for part in named] != [part.number for part in parts]:
-        raise invalid("parts_order_wrong", f"Name parts 1 to {len(parts)}, each once, in order.")
-    other = [
-        part.number
-        for part, sent in zip(parts, named, strict=True)
-        if part.etag != sent.etag.strip('"')
-    ]
-    if other:
-        raise Problem(
-            HTTPStatus.CONFLICT,
-            "part_etag_wrong",
-            f"{len(other)} parts have arrived with another content.",
-            parts=other[:MAX_NAMED_PARTS],
-        )
-
-
-class _Checked:
-    """Reads a part of known length and keeps its end back when its hash is wrong.
-
-    So a wrong part never becomes whole in the store.
-    """
-
-    def __init__(self, reader: Readable, length: int, sha256: str) -> None:
-        self._reader = reader
-        self._missing = length
-        self._expected = sha256
-        self._sha256 = hashlib.sha256()
-
-    def read(self, size: int, /) -> bytes:
-        block = self._reader.read(size)
-        self._sha256.update(block)
-        self._missing -= len(block)
-        if block and self._missing <= 0 and self._sha256.hexdigest() != self._expected:
-            raise invalid(
-                "hash_mismatch",
-                f"The bytes that arrived have the SHA-256 {self._sha256.hexdigest()}.",
-            )
-        return block

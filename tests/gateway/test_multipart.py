@@ -14,7 +14,7 @@ from sqlalchemy import update
 from common import keys
 from common.db import DbNow, Upload
 from common.domain import Scope
-from services.gateway.multipart import AIMED_PARTS, part_bytes_of
+from services.gateway.parts import AIMED_PARTS, part_bytes_of
 from tests.gateway.conftest import STACKS, Gateway, problem
 
 MIB = 1 << 20
@@ -138,6 +138,8 @@ def test_a_part_that_is_wrong_does_not_arrive(gateway: Gateway) -> None:
     assert hashlib.sha256(part_of(3)).hexdigest() in document["detail"]
     chunked = gateway.client.put(f"/v1/uploads/{upload_id}/parts/3", content=iter([part_of(3)]))
     problem(chunked, 411, "length_required")
+    both = {"Content-Length": str(len(part_of(3))), "Transfer-Encoding": "chunked"}
+    problem(put(gateway, upload_id, 3, headers=both), 411, "length_required")
     assert gateway.get(f"/v1/uploads/{upload_id}")["received"] == []
 
 

@@ -106,7 +106,7 @@ async def put_part(
     """Take the body as one part, of exactly the size that part has. Sent again, it is replaced."""
     length = request.headers.get("content-length", "")
     body = Body(request, around.receiver)
-    if not length:
+    if not length or "transfer-encoding" in request.headers:
         raise Problem(
             HTTPStatus.LENGTH_REQUIRED, "length_required", "Send the part with a Content-Length."
         )
