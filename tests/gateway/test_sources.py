@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import os
-import tarfile
-import zipfile
 from typing import Any
 
 import httpx
 import pytest
-import zstandard
 
 from common import keys
 from common.db import Source, Upload
@@ -27,56 +22,10 @@ from common.sources import (
     UrlsSpec,
     owned_object,
 )
-from services.gateway.sniffing import archive_format, manifest_format
+from tests.gateway.archives import ARCHIVES, CSV, JSONL, MANIFESTS, WAV, zipped
 from tests.gateway.conftest import STACKS, Gateway, problem
 
-WAV = os.urandom(3000)
-JSONL = b'{"url": "https://example.org/a.wav", "custom_id": "a"}\n'
-CSV = b"url,custom_id\nhttps://example.org/a.wav,a\n"
 NAME = "\N{LATIN SMALL LETTER E WITH ACUTE}t\N{LATIN SMALL LETTER E WITH ACUTE}.zip"
-
-
-def zipped() -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("a.wav", WAV)
-    return file.getvalue()
-
-
-def tarred(layout: int = tarfile.PAX_FORMAT) -> bytes:
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w", format=layout) as archive:
-        entry = tarfile.TarInfo("a.wav")
-        entry.size = len(WAV)
-        archive.addfile(entry, io.BytesIO(WAV))
-    return file.getvalue()
-
-
-def old_tar() -> bytes:
-    """A TAR without the magic that came with POSIX."""
-    data = bytearray(tarred(tarfile.USTAR_FORMAT))
-    data[257:265] = bytes(8)
-    data[148:156] = b" " * 8
-    data[148:156] = b"%06o\0 " % sum(data[:512])
-    return bytes(data)
-
-
-ARCHIVES = {
-    "zip": (zipped(), "application/zip", ArchiveFormat.ZIP),
-    "empty zip": (b"PK\x05\x06" + bytes(18), "application/zip", ArchiveFormat.ZIP),
-    "tar": (tarred(), "application/x-tar", ArchiveFormat.TAR),
-    "gnu tar": (tarred(tarfile.GNU_FORMAT), "application/x-tar", ArchiveFormat.TAR),
-    "old tar": (old_tar(), "application/x-tar", ArchiveFormat.TAR),
-    "tar.gz": (gzip.compress(tarred()), "application/gzip", ArchiveFormat.TAR_GZ),
-    "tar.zst": (zstandard.compress(tarred()), "application/zstd", ArchiveFormat.TAR_ZST),
-    "said to be another": (zipped(), "application/x-tar", ArchiveFormat.ZIP),
-}
-MANIFESTS = {
-    "jsonl": (JSONL, "application/x-ndjson", ManifestFormat.JSONL),
-    "marked jsonl": (b"\xef\xbb\xbf\n" + JSONL, "application/jsonl", ManifestFormat.JSONL),
-    "csv": (CSV, "text/csv; charset=utf-8", ManifestFormat.CSV),
-    "said to be csv": (JSONL, "text/csv", ManifestFormat.JSONL),
-}
 
 
 def add(gateway: Gateway, job_id: str, **request: Any) -> httpx.Response:
@@ -406,18 +355,3 @@ def test_a_sender_that_goes_away_leaves_nothing(gateway: Gateway) -> None:
             break
     assert gateway.objects() == []
     assert gateway.get(f"/v1/jobs/{job_id}/sources")["sources"] == []
-
-
-@pytest.mark.parametrize("name", ARCHIVES)
-def test_archives_are_told_by_their_first_bytes(name: str) -> None:
-    data, _, found = ARCHIVES[name]
-    assert archive_format(data[:1024]) is found
-    assert manifest_format(data[:1024]) is None
-
-
-@pytest.mark.parametrize(
-    "head",
-    [b"", b"P", b"PK", b"PK\x03", bytes(512), b"\xff" * 600, JSONL, CSV, b"RIFF" + bytes(900)],
-)
-def test_what_is_no_archive(head: bytes) -> None:
-    assert archive_format(head) is None
