@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import binascii
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 
 from services.gateway.problems import Problem, invalid
 
@@ -18,10 +18,11 @@ def encode(place: str) -> str:
 def decode(cursor: str) -> str:
     """Return the place. Raises Problem when it was not made here."""
     try:
-        place = urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+        padded = cursor + "=" * (-len(cursor) % 4)
+        place = b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError) as error:
         raise _bad() from error
-    if not place.isprintable():
+    if not place or not place.isprintable():
         raise _bad()
     return place
 

@@ -36,6 +36,9 @@ log = logs.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+MAX_DETAIL_LENGTH = 2_000  # what was sent may be named in it, and that may be long
+MAX_FIELD_LENGTH = 200
+MAX_FAULTS = 20
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="soundmill"'}
 
 STATUS_OF: dict[type[SoundmillError], HTTPStatus] = {  # the first that fits counts
@@ -93,7 +96,7 @@ def respond(request: Request, problem: Problem) -> Response:
         "type": f"urn:soundmill:problem:{problem.code}",
         "title": status.phrase,
         "status": status.value,
-        "detail": str(problem),
+        "detail": str(problem)[:MAX_DETAIL_LENGTH],
         "instance": request.url.path,
         "code": problem.code,
         "request_id": request_id,
@@ -166,10 +169,10 @@ def _as_problem(error: Exception) -> Problem:
     if isinstance(error, RequestValidationError):
         faults = [
             {
-                "field": ".".join(str(part) for part in fault["loc"]),
-                "message": fault["msg"].removeprefix("Value error, "),
+                "field": ".".join(str(part) for part in fault["loc"])[:MAX_FIELD_LENGTH],
+                "message": fault["msg"].removeprefix("Value error, ")[:MAX_DETAIL_LENGTH],
             }
-            for fault in error.errors()
+            for fault in error.errors()[:MAX_FAULTS]
         ]
         detail = "; ".join(f"{fault['field']}: {fault['message']}" for fault in faults)
         status = HTTPStatus.UNPROCESSABLE_ENTITY

@@ -6,7 +6,6 @@ the objects are removed again, so that a request that failed leaves neither obje
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from pydantic_core import from_json
 from sqlalchemy.exc import DBAPIError
 
 from common import logs
@@ -122,7 +122,7 @@ def _read_field(part: Part, fields: dict[str, Any]) -> None:
         fields["stages"] = [*fields.get("stages", []), *names]
     elif part.name == "params":
         try:
-            fields["params"] = json.loads(text)
+            fields["params"] = from_json(text, allow_inf_nan=False)
         except ValueError as error:
             raise invalid("request_invalid", "params: not JSON") from error
     elif len(fields) < MAX_FIELDS_PER_FORM:
