@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import garbage
+from common import garbage, runs, sharing
 from common.db import (
     Artifact,
     Attempt,
@@ -41,10 +41,13 @@ from common.domain import (
     Stage,
     UploadState,
 )
+from common.ends import Measures, Succeeded, end_runs
 from common.errors import StoreUnavailable
 from common.jobs import record_event, recording_key
+from common.runs import Reusable
 from common.settings import Settings
 from common.sources import source_key
+from common.stage_io import AudioFacts
 from common.storage import ObjectStore
 from common.storage.base import StoredPart
 from services.dispatcher.sweeper import Sweeper
@@ -289,6 +292,36 @@ def test_results_that_are_stored_again_while_they_are_removed_are_looked_at_agai
     sweep(sweeper)
     assert keys(store) == set()
     assert rows(sessions) == {}
+
+
+@STACKS
+def test_a_worker_whose_job_was_deleted_ends_quietly_and_leaves_nothing(
+    sweeper: Sweeper, settings: Settings, sessions: Sessions, store: ObjectStore, make_job: MakeJob
+) -> None:
+    key = "9" * 64
+    job_id = make_job(1)
+    with sessions.begin() as session:
+        session.execute(
+            update(StageRun)
+            .where(StageRun.stage == Stage.SEGMENT.value)
+            .values(state=RunState.DISPATCHED.value, shard_id="s")
+        )
+    with sessions.begin() as session:
+        (claim,) = runs.claim(session, "s", "worker", AGO_S)
+    with sessions.begin() as session:
+        assert sharing.begin(session, {claim.stage_run_id: key}, [claim]) == {claim.stage_run_id}
+    change_job(sessions, job_id, deleted_at=1.0)
+    sweep(sweeper)
+    assert rows(sessions) == {}
+    put(store, result_key(key))  # it did not know
+    found = Reusable((), {}, AudioFacts(1.0, 48_000, 1))
+    with sessions.begin() as session:
+        stale = end_runs(session, [Succeeded(claim, key, found, Measures())], settings)
+    assert stale == {claim.stage_run_id}
+    assert rows(sessions) == {"garbage": 1}
+    sweep(sweeper)
+    assert rows(sessions) == {}
+    assert keys(store) == set()
 
 
 @STACKS
