@@ -88,6 +88,7 @@ class ArchiveSpec(Spec):
 
     object_key: str
     format: ArchiveFormat
+    sha256: Sha256 | None = None  # as declared and not checked yet
     all_files: bool = False
 
 
@@ -96,6 +97,7 @@ class ManifestSpec(Spec):
 
     object_key: str
     format: ManifestFormat
+    sha256: Sha256 | None = None  # as declared and not checked yet
 
 
 class UrlsSpec(Spec):

@@ -244,12 +244,15 @@ class Sources:
             packed = archive_format(head)
             if packed is None or wanted.format not in (None, packed):
                 raise _no_archive()
-            archive = ArchiveSpec(object_key=key, format=packed, all_files=wanted.all_files)
+            archive = ArchiveSpec(
+                object_key=key, format=packed, sha256=upload.sha256, all_files=wanted.all_files
+            )
             return _Plan(SourceKind.ARCHIVE, upload.name, archive)
         written = manifest_format(head)
         if written is None or wanted.format not in (None, written):
             raise _no_manifest()
-        return _Plan(SourceKind.MANIFEST, upload.name, ManifestSpec(object_key=key, format=written))
+        manifest = ManifestSpec(object_key=key, format=written, sha256=upload.sha256)
+        return _Plan(SourceKind.MANIFEST, upload.name, manifest)
 
 
 def _add(session: Session, job: Job, source_id: str, plan: _Plan) -> None:

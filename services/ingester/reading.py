@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from hashlib import sha256
 
 from sqlalchemy.exc import OperationalError
 
 from common import logs
 from common.errors import (
     InternalError,
+    NotFound,
     Outage,
     SoundmillError,
     SourceInvalid,
@@ -24,7 +26,7 @@ from common.errors import (
 )
 from common.jobs import recording_key
 from common.settings import Settings
-from common.sources import owned_object, parse_spec
+from common.sources import ArchiveSpec, ManifestSpec, owned_object, parse_spec
 from common.storage import ObjectStore
 from services.ingester import claims
 from services.ingester.batches import MAX_BATCH, Outcome, record
@@ -113,6 +115,8 @@ class Reading:
         """Read to the source's end; what came before an error is recorded first."""
         failure: SourceInvalid | None = None
         spec = parse_spec(self.hold.kind, self.hold.spec)
+        if self._cursor == 0 and isinstance(spec, ArchiveSpec | ManifestSpec):
+            self._check_hash(spec)
         entries = read_entries(
             self._store, self._locators, self._settings, spec, self._cursor, self._tally
         )
@@ -126,6 +130,22 @@ class Reading:
             self._record()
         if failure is not None:
             raise failure
+
+    def _check_hash(self, spec: ArchiveSpec | ManifestSpec) -> None:
+        """Compare what arrived with what was declared. Raises SourceInvalid, Halted."""
+        if spec.sha256 is None:
+            return
+        digest = sha256()
+        try:
+            with self._store.open(spec.object_key) as blocks:
+                for block in blocks:
+                    if self.hold.halted.is_set():
+                        raise Halted
+                    digest.update(block)
+        except NotFound as error:
+            raise SourceInvalid("source_unavailable", "what was uploaded is gone") from error
+        if digest.hexdigest() != spec.sha256:
+            raise SourceInvalid("hash_mismatch", f"it has the SHA-256 {digest.hexdigest()}")
 
     def _take_all(self, entries: Iterator[Found]) -> None:
         for found in entries:

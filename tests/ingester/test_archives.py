@@ -73,6 +73,18 @@ def test_every_entry_becomes_a_recording(bench: Bench, packing: str) -> None:
 
 
 @STACKS
+@pytest.mark.parametrize("right", [True, False])
+def test_a_declared_hash_is_checked(bench: Bench, right: bool) -> None:
+    data = zipped({"one.wav": wav()})
+    declared = sha256(data).hexdigest() if right else "0" * 64
+    source_id = bench.zip(data, sha256=declared)
+    bench.read()
+    assert bench.row(source_id).error_code == (None if right else "hash_mismatch")
+    assert len(bench.recordings(source_id)) == right
+    bench.nothing_left_behind()
+
+
+@STACKS
 def test_many_entries_in_order(bench: Bench) -> None:
     files = {f"{n:04}.wav": wav(seed=n) for n in range(700)}
     source_id = bench.zip(zipped(files))
