@@ -113,6 +113,8 @@ def stop_quietly(home: Home) -> None:
 def find_job(gateway: Gateway, text: str) -> Job:
     """Return the job with this id, the end of an id, a name, or the newest for ``last``.
 
+    A dry run is never the last: it has no results.
+
     Raises:
         NoSuchJob: when there is none, or an end of an id fits several.
     """
@@ -120,7 +122,7 @@ def find_job(gateway: Gateway, text: str) -> Job:
         return gateway.job(text)
     found = []
     for job in gateway.jobs():
-        if text in ("last", job.name):
+        if text == job.name or (text == "last" and not job.dry_run):
             return job
         if job.id.endswith(text):
             found.append(job)

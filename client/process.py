@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from client.api import Gateway, Job
+from client.api.tries import UNATTENDED_PATIENCE_S
 from client.errors import Interrupted
 from client.fetch import fetch_all
 from client.follow import Display, Follower
@@ -60,6 +61,7 @@ def process(
         job = request.create(gateway)
         console.print(f"Job {job.id}: {len(listing.sources)} recordings", highlight=False)
         submission = Submission(len(listing.sources))
+        gateway.patience_s = UNATTENDED_PATIENCE_S
         try:
             with Display(console, len(listing.sources), job.stages) as display:
                 follower = Follower(gateway, job, display, place.local_folder)

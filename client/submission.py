@@ -28,6 +28,11 @@ class Submission:
     sent_bytes: int = 0
     _lock: Lock = field(default_factory=Lock)
 
+    def count(self, size_bytes: int) -> None:
+        """Count bytes as sent. Threads may call it."""
+        with self._lock:
+            self.sent_bytes += size_bytes
+
     def counted(self, blocks: Blocks, stop: Event | None = None) -> Blocks:
         """Return the same blocks, counted as they go; once ``stop`` is set they raise."""
 
@@ -35,8 +40,7 @@ class Submission:
             for block in blocks():
                 if stop is not None and stop.is_set():
                     raise Unreadable("was interrupted")
-                with self._lock:
-                    self.sent_bytes += len(block)
+                self.count(len(block))
                 yield block
 
         return read

@@ -100,6 +100,8 @@ class Sender:
             identity = source.identity()
             if self.journal is None or identity not in self.journal.arrived:
                 send(identity)
+            else:
+                self.submission.count(source.size_bytes())
         except Unreadable as error:
             return Sent(source.name, str(error))
         except Problem as problem:

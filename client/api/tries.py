@@ -11,7 +11,7 @@ import httpx
 from client.errors import Problem
 
 FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 15.0
+LONGEST_PAUSE_S = 5.0  # Ctrl-C waits for the pauses of other threads
 PATIENCE_S = 8.0  # in all pauses together, for somebody who waits
 UNATTENDED_PATIENCE_S = 300.0  # for a submission that runs over night
 NOT_DONE = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
@@ -78,4 +78,4 @@ def raise_problem(response: httpx.Response) -> None:
 def content_of(response: httpx.Response) -> Any:
     """Return the decoded JSON of an answer, None when it is none."""
     is_json = response.headers.get("Content-Type", "").startswith("application/json")
-    return response.json() if is_json else None
+    return response.json() if is_json and response.content else None

@@ -302,3 +302,18 @@ def test_wrong_usage_is_exit_2(tmp_path: Path, arguments: list[str], said: str) 
     result = CliRunner().invoke(app, ["submit", *arguments, "--home", str(tmp_path)])
     assert result.exit_code == 2, result.output
     assert said in result.stderr
+
+
+@EMBEDDED
+def test_file_that_is_too_long_is_refused_and_the_others_go_on(
+    gateway: Gateway, audio: Path, home: Path
+) -> None:
+    """The gateway answers before all of it was sent, and hangs up."""
+    with (audio / "10.wav").open("wb") as file:
+        file.truncate(gateway.settings.max_upload_bytes + (8 << 20))
+    result = soundmill(gateway, home, "submit", str(audio), "--json")
+    assert result.exit_code == 3
+    (failure,) = json.loads(result.stdout)["not_sent"]
+    assert failure["name"] == "10.wav"
+    assert "more than" in failure["reason"]
+    assert len(names(gateway, json.loads(result.stdout)["job"])) == 19
