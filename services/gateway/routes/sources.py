@@ -53,12 +53,10 @@ Seen = Annotated[Sources, Depends(seen)]
 def _bodies() -> dict[str, object]:
     """Return what OpenAPI says of the bodies that are taken."""
     extra = described(SourceRequest)
-    for media_type in ARCHIVES:
+    for media_type in (*ARCHIVES, *MANIFESTS):
         extra["requestBody"]["content"][media_type] = {
             "schema": {"type": "string", "format": "binary"}
         }
-    for media_type in MANIFESTS:
-        extra["requestBody"]["content"][media_type] = {"schema": {"type": "string"}}
     return extra
 
 
