@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from tests.gateway.conftest import STACKS, Gateway
 
 EXAMPLES = 8
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
-PHASES = {"sqlite": "fuzzing,stateful", "postgresql": "examples,coverage"}  # each once
 
 # Not checked: that all the description allows is accepted. What no schema can say (a cursor of
 # this list, a label that a stage knows) is refused with 422.
@@ -29,7 +29,7 @@ CONFIG = """
 hooks = "{hooks}"
 continue-on-failure = true
 max-stream-events = 2
-request-timeout = 20
+request-timeout = 120
 
 [auth.openapi.HTTPBearer]
 bearer = "{secret}"
@@ -41,14 +41,31 @@ deterministic = true
 [checks]
 positive_data_acceptance.enabled = false
 """
-KNOWN = """
+DICTIONARY = """
 [dictionaries.{name}]
 values = ["{value}"]
-
-[parameters."path.{name}"]
-dictionary = "{name}"
-probability = 0.9
 """
+SOMETIMES = """"path.{name}" = {{ dictionary = "{name}", probability = 0.9 }}\n"""
+ALWAYS = """"path.{name}" = "{value}"\n"""
+OF_ITS_OWN = """
+[[operations]]
+include-operation-id = "{operation}"
+parameters = {{ "path.{name}" = "{value}" }}
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to a stack. ``known`` says how often a path holds a known id."""
+
+    phases: str
+    known: str
+
+
+PLANS = {  # each phase once: the boundaries where the database is the stricter one
+    "sqlite": Plan("fuzzing,stateful", SOMETIMES),
+    "postgresql": Plan("examples,coverage", ALWAYS),
+}
 
 
 @pytest.fixture
@@ -57,25 +74,39 @@ def gateway_settings(gateway_settings: Settings) -> Settings:
     return gateway_settings.model_copy(update={"embedded": False})
 
 
+def made(gateway: Gateway, path: str, **body: Any) -> str:
+    answer = gateway.client.post(path, json=body)
+    assert answer.status_code == 201, answer.text
+    thing: str = answer.json()["id"]
+    return thing
+
+
 def things(gateway: Gateway) -> dict[str, str]:
     """Make one of everything; return the ids by the names that they have in paths."""
     job_id = gateway.new_job(name="described")
     recording_id = gateway.upload(job_id)
     for stage in Stage:
         gateway.succeed(recording_id, stage)
-
-    def made(path: str, **body: Any) -> str:
-        answer = gateway.client.post(path, json=body)
-        assert answer.status_code == 201, answer.text
-        return answer.json()["id"]
-
     item = {"url": "https://archive.example.org/dog.wav"}
     return {
         "job_id": job_id,
         "recording_id": recording_id,
-        "source_id": made(f"/v1/jobs/{job_id}/sources", kind="urls", items=[item]),
-        "upload_id": made("/v1/uploads", name="dog.wav", size_bytes=4),
-        "webhook_id": made("/v1/webhooks", url="https://hooks.example.org/"),
+        "source_id": made(gateway, f"/v1/jobs/{job_id}/sources", kind="urls", items=[item]),
+        "upload_id": made(gateway, "/v1/uploads", name="dog.wav", size_bytes=4),
+        "webhook_id": made(gateway, "/v1/webhooks", url="https://hooks.example.org/"),
+    }
+
+
+def doomed(gateway: Gateway) -> dict[str, tuple[str, str]]:
+    """Make what operations may end; return the id of each by operation and name."""
+    jobs = ("close_job", "cancel_job", "delete_job")
+    return {
+        **{operation: ("job_id", gateway.new_job(name=operation)) for operation in jobs},
+        "delete_upload": ("upload_id", made(gateway, "/v1/uploads", name="b.wav", size_bytes=4)),
+        "delete_webhook": (
+            "webhook_id",
+            made(gateway, "/v1/webhooks", url="https://hooks.example.org/"),
+        ),
     }
 
 
@@ -85,17 +116,23 @@ def test_every_answer_is_as_described(gateway: Gateway, tmp_path: Path) -> None:
         secret = keys.make(session, "tests", set(Scope)).secret
         backend = session.get_bind().dialect.name
     gateway.client.headers["Authorization"] = f"Bearer {secret}"
-    known = [KNOWN.format(name=name, value=value) for name, value in things(gateway).items()]
+    plan = PLANS[backend]
+    text = CONFIG.format(secret=secret, examples=EXAMPLES, hooks=HOOKS)
+    known = things(gateway)
+    text += "".join(DICTIONARY.format(name=name, value=known[name]) for name in known)
+    text += "[parameters]\n"
+    text += "".join(plan.known.format(name=name, value=known[name]) for name in known)
+    for operation, (name, value) in doomed(gateway).items():
+        text += OF_ITS_OWN.format(operation=operation, name=name, value=value)
     config = tmp_path / "schemathesis.toml"
-    config.write_text(CONFIG.format(secret=secret, examples=EXAMPLES, hooks=HOOKS) + "".join(known))
+    config.write_text(text)
     command = ["--no-color", "--config-file", config, "run", f"{gateway.url}/v1/openapi.json"]
     run = subprocess.run(
-        [Path(sys.executable).with_name("st"), *command, "--phases", PHASES[backend]],
+        [Path(sys.executable).with_name("st"), *command, "--phases", plan.phases],
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    Path(f"/tmp/st-{backend}.out").write_text(run.stdout + run.stderr)
     unforeseen = [entry for entry in gateway.log if entry["log_level"] == "error"]
     assert run.returncode == 0, run.stdout + run.stderr + repr(unforeseen)
     assert not unforeseen
