@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 
 from tinytag import TinyTag, TinyTagException
 
 HEAD_BYTES = 256 << 10
 TAIL_BYTES = 64 << 10
+OPUS_RATE_HZ = 48_000
 LONGEST_S = 10 * 366 * 24 * 3600.0  # beyond that a header lies
 
 
@@ -24,6 +26,8 @@ def probe_s(head: bytes, tail: bytes, size_bytes: int) -> float | None:
         tail: The last bytes; may overlap with the first.
         size_bytes: Of the whole recording.
     """
+    if head.startswith(b"OggS") and size_bytes > len(head):
+        return _ogg_s(head, tail)
     try:
         tag = TinyTag.get(file_obj=io.BufferedReader(_Ends(head, tail, size_bytes)), tags=False)
     except (TinyTagException, OSError, ValueError, OverflowError):
@@ -32,6 +36,24 @@ def probe_s(head: bytes, tail: bytes, size_bytes: int) -> float | None:
     if length_s is None or not math.isfinite(length_s) or not 0.0 < length_s < LONGEST_S:
         return None
     return float(length_s)
+
+
+def _ogg_s(head: bytes, tail: bytes) -> float | None:
+    """Return the length of Vorbis or Opus in Ogg: the position of the last page (RFC 3533)."""
+    vorbis, opus, last = head.find(b"\x01vorbis"), head.find(b"OpusHead"), tail.rfind(b"OggS")
+    try:
+        (position,) = struct.unpack_from("<q", tail, last + 6)
+        if last < 0 or position <= 0:
+            return None
+        if vorbis >= 0:
+            (rate_hz,) = struct.unpack_from("<I", head, vorbis + 12)
+            return position / rate_hz if rate_hz else None
+        if opus >= 0:
+            (skipped,) = struct.unpack_from("<H", head, opus + 10)
+            return max(0, position - skipped) / OPUS_RATE_HZ or None
+    except struct.error:  # cut off
+        pass
+    return None
 
 
 class _Ends(io.RawIOBase):

@@ -15,7 +15,6 @@ import zlib
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from common.errors import EntryRejected, SourceInvalid
 from common.settings import Settings
@@ -37,44 +36,17 @@ from services.ingester.entries import (
 )
 from services.ingester.stored import StoredFile
 from services.ingester.unpacking import DAMAGE, METHODS, unpacking
+from services.ingester.zip_directory import (
+    ENCRYPTED,
+    Directory,
+    Header,
+    decode_name,
+    find_directory,
+    headers,
+)
 
-END = struct.Struct("<4s4H2LH")
-END_64_LOCATOR = struct.Struct("<4sLQL")
-END_64 = struct.Struct("<4sQ2H2L4Q")
-CENTRAL = struct.Struct("<4s4B4HL2L5H2L")
 LOCAL = struct.Struct("<4s2B4HL2L2H")
-MAX_COMMENT_BYTES = 65_535
-ENCRYPTED, UTF_8 = 1 << 0, 1 << 11
-UNIX = 3
 BLOCK_BYTES = 256 << 10
-
-
-@dataclass(frozen=True)
-class _Header:
-    """One line of the central directory."""
-
-    name: str
-    flags: int
-    method: int
-    crc: int
-    packed_bytes: int
-    size_bytes: int
-    offset: int
-    mode: int  # Unix file mode, or 0
-
-    @property
-    def is_folder(self) -> bool:
-        return self.name.endswith(("/", "\\"))
-
-
-@dataclass(frozen=True)
-class _Directory:
-    """Where the central directory lies. ``shift`` is what stands before the archive."""
-
-    start: int
-    size_bytes: int
-    entries: int
-    shift: int
 
 
 def read_zip(
@@ -87,7 +59,7 @@ def read_zip(
             archive_too_many_entries.
     """
     file = StoredFile(store, spec.object_key)
-    directory = _find_directory(file)
+    directory = find_directory(file)
     if directory.entries > settings.max_recordings_per_job:
         raise SourceInvalid(
             "archive_too_many_entries",
@@ -97,7 +69,7 @@ def read_zip(
     names = Names(spec.all_files)
     number = -1
     listing = StoredFile(store, spec.object_key)
-    for header in _headers(listing, directory):
+    for header in headers(listing, directory):
         if header.is_folder and not is_unsafe(header.name):
             continue
         reason = _left_out(header, names)
@@ -119,13 +91,13 @@ def read_zip(
                 yield Refused(number, show(header.name), code=error.code, detail=str(error))
 
 
-def _left_out(header: _Header, names: Names) -> str | None:
+def _left_out(header: Header, names: Names) -> str | None:
     if is_unsafe(header.name) or (header.mode and not stat.S_ISREG(header.mode)):
         return None  # never silently
     return names.left_out(header.name)
 
 
-def _check(header: _Header, names: Names, settings: Settings) -> str:
+def _check(header: Header, names: Names, settings: Settings) -> str:
     if is_unsafe(header.name):
         raise unsafe()
     if stat.S_ISLNK(header.mode):
@@ -146,99 +118,14 @@ def _check(header: _Header, names: Names, settings: Settings) -> str:
     return name
 
 
-def _find_directory(file: StoredFile) -> _Directory:
-    tail_at = max(0, file.size_bytes - END.size - MAX_COMMENT_BYTES)
-    file.seek(tail_at)
-    tail = file.exactly(file.size_bytes - tail_at)
-    at = tail.rfind(b"PK\5\6")
-    while at >= 0:
-        if at + END.size <= len(tail):
-            fields = END.unpack_from(tail, at)
-            if at + END.size + fields[7] <= len(tail):
-                break
-        at = tail.rfind(b"PK\5\6", 0, at)
-    if at < 0:
-        raise SourceInvalid("archive_unreadable", "no central directory: cut off, or no ZIP")
-    _, disk, first_disk, _, entries, size_bytes, offset, _ = fields
-    in_parts = disk or first_disk
-    end = tail_at + at
-    file.seek(end - END_64_LOCATOR.size)
-    locator = file.exactly(END_64_LOCATOR.size) if end >= END_64_LOCATOR.size else b""
-    if locator[:4] == b"PK\6\7":
-        in_parts = END_64_LOCATOR.unpack(locator)[3] > 1
-        # What stands before the archive shifts it, but the record is just before its locator.
-        end = end - END_64_LOCATOR.size - END_64.size
-        file.seek(max(0, end))
-        record = file.exactly(END_64.size)
-        if len(record) < END_64.size or record[:4] != b"PK\6\6":
-            raise SourceInvalid("archive_unreadable", "the ZIP64 end record is damaged")
-        entries, size_bytes, offset = END_64.unpack(record)[7:10]
-    start = end - size_bytes
-    if in_parts:
-        raise SourceInvalid("archive_unreadable", "one part of an archive in several parts")
-    if start < offset:
-        raise SourceInvalid("archive_unreadable", "the central directory is not where it should be")
-    return _Directory(start, size_bytes, entries, start - offset)
-
-
-def _headers(file: StoredFile, directory: _Directory) -> Iterator[_Header]:
-    file.seek(directory.start)
-    end = directory.start + directory.size_bytes
-    for _ in range(directory.entries):
-        fixed = file.exactly(CENTRAL.size)
-        if len(fixed) < CENTRAL.size or fixed[:4] != b"PK\1\2" or file.tell() > end:
-            raise SourceInvalid("archive_unreadable", "the central directory is damaged")
-        fields = CENTRAL.unpack(fixed)
-        system, flags, method, crc = fields[2], fields[5], fields[6], fields[9]
-        packed, size, name_length, extra_length, comment_length = fields[10:15]
-        attributes, offset = fields[17], fields[18]
-        rest = file.exactly(name_length + extra_length)
-        file.skip(comment_length)
-        raw, extra = rest[:name_length], rest[name_length:]
-        if 0xFFFFFFFF in (packed, size, offset):
-            size, packed, offset = _large(extra, size, packed, offset)
-        yield _Header(
-            _decode(raw, flags),
-            flags,
-            method,
-            crc,
-            packed,
-            size,
-            offset + directory.shift,
-            attributes >> 16 if system == UNIX and attributes >> 28 else 0,
-        )
-
-
-def _large(extra: bytes, size: int, packed: int, offset: int) -> tuple[int, int, int]:
-    """Return size, packed size and offset, where needed from the ZIP64 extra field."""
-    at = 0
-    while at + 4 <= len(extra):
-        kind, length = struct.unpack_from("<2H", extra, at)
-        if kind == 1:
-            values = iter(
-                struct.unpack_from(f"<{length // 8}Q", extra.ljust(at + 4 + length, b"\0"), at + 4)
-            )
-            large = [next(values, 0) if v == 0xFFFFFFFF else v for v in (size, packed, offset)]
-            return large[0], large[1], large[2]
-        at += 4 + length
-    return size, packed, offset
-
-
-def _decode(raw: bytes, flags: int) -> str:
-    try:
-        return raw.decode()  # many write UTF-8 without saying so
-    except UnicodeDecodeError:
-        return raw.decode("utf-8" if flags & UTF_8 else "cp437", "surrogateescape")
-
-
 def _check_whole(
-    file: StoredFile, directory: _Directory, spec: ArchiveSpec, settings: Settings
+    file: StoredFile, directory: Directory, spec: ArchiveSpec, settings: Settings
 ) -> int:
     """Return how many entries will be taken, if the archive as a whole is harmless."""
     names = Names(spec.all_files)
     begins, ends = array("Q"), array("Q")
     unpacked, taken = 0, 0
-    for header in _headers(file, directory):
+    for header in headers(file, directory):
         unpacked += header.size_bytes
         begins.append(header.offset)
         ends.append(header.offset + LOCAL.size + header.packed_bytes)
@@ -256,7 +143,7 @@ def _check_whole(
     return taken
 
 
-def _later(store: ObjectStore, key: str, header: _Header) -> Opens:
+def _later(store: ObjectStore, key: str, header: Header) -> Opens:
     @contextmanager
     def opened() -> Iterator[Readable]:
         yield _Unpacking(StoredFile(store, key), header)
@@ -264,7 +151,7 @@ def _later(store: ObjectStore, key: str, header: _Header) -> Opens:
     return opened
 
 
-def _unpack(file: StoredFile, header: _Header) -> bytes:
+def _unpack(file: StoredFile, header: Header) -> bytes:
     """Return the bytes of a small entry."""
     reader = _Unpacking(file, header)
     parts = []
@@ -276,13 +163,13 @@ def _unpack(file: StoredFile, header: _Header) -> bytes:
 class _Unpacking:
     """The bytes of one entry: never more than it declares, checked against its CRC at the end."""
 
-    def __init__(self, file: StoredFile, header: _Header) -> None:
+    def __init__(self, file: StoredFile, header: Header) -> None:
         file.seek(header.offset)
         local = file.exactly(LOCAL.size)
         if len(local) < LOCAL.size or local[:4] != b"PK\3\4":
             raise EntryRejected("entry_damaged", "its header is not where it should be")
         name_length, extra_length = LOCAL.unpack(local)[-2:]
-        if _decode(file.exactly(name_length), header.flags) != header.name:
+        if decode_name(file.exactly(name_length), header.flags) != header.name:
             raise EntryRejected("entry_damaged", "its header has another name")
         file.skip(extra_length)
         self._inner = unpacking(header.method, _Stretch(file, header.packed_bytes))
