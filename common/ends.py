@@ -128,7 +128,10 @@ def end_runs(session: Session, ends: Sequence[End], settings: Settings) -> set[s
             case GivenBack() if run_id in held:
                 _give_back(session, end, now)
     _succeed(session, well, now)
-    release_downstream(session, over)
+    decoded = [end for end in well if end.claim.stage is Stage.SEGMENT]
+    release_downstream(
+        session, over, {end.claim.recording_id: end.found.audio.duration_s for end in decoded}
+    )
     garbage.discard(session, unused)
     return set(first) - held
 
@@ -145,12 +148,18 @@ def _succeed(session: Session, ends: Sequence[Succeeded], now: float) -> None:
             lease_expires_at=None,
             idempotency_key=bindparam("key"),
             result=bindparam("found"),
+            audio_s=bindparam("length_s"),
             finished_at=now,
             error_code=None,
             error_detail=None,
         ),
         [
-            {"run": end.claim.stage_run_id, "key": end.key, "found": end.found.result}
+            {
+                "run": end.claim.stage_run_id,
+                "key": end.key,
+                "found": end.found.result,
+                "length_s": end.found.audio.duration_s,
+            }
             for end in ends
         ],
     )
@@ -276,18 +285,8 @@ def _end_attempts(session: Session, attempts: Sequence[dict[str, Any]]) -> None:
 
 
 def _record_audio(session: Session, ends: Sequence[Succeeded]) -> None:
-    """Note what decoding found: all stages of the recording take as long."""
-    facts = [
-        {
-            "recording": end.claim.recording_id,
-            "length_s": end.found.audio.duration_s,
-            "rate": end.found.audio.sample_rate,
-            "number": end.found.audio.channels,
-        }
-        for end in ends
-    ]
-    connection = session.connection()
-    connection.execute(
+    """Note what decoding found."""
+    session.connection().execute(
         update(Recording.__table__)  # type: ignore[arg-type]
         .where(Recording.id == bindparam("recording"))
         .values(
@@ -295,14 +294,13 @@ def _record_audio(session: Session, ends: Sequence[Succeeded]) -> None:
             sample_rate=bindparam("rate"),
             channels=bindparam("number"),
         ),
-        facts,
-    )
-    connection.execute(
-        update(StageRun.__table__)  # type: ignore[arg-type]
-        .where(
-            StageRun.recording_id == bindparam("recording"),
-            StageRun.audio_s != bindparam("length_s"),
-        )
-        .values(audio_s=bindparam("length_s")),
-        [{"recording": fact["recording"], "length_s": fact["length_s"]} for fact in facts],
+        [
+            {
+                "recording": end.claim.recording_id,
+                "length_s": end.found.audio.duration_s,
+                "rate": end.found.audio.sample_rate,
+                "number": end.found.audio.channels,
+            }
+            for end in ends
+        ],
     )

@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import String, bindparam, column, exists, literal, select, update, values
+from sqlalchemy import (
+    ARRAY,
+    String,
+    bindparam,
+    cast,
+    column,
+    exists,
+    func,
+    literal,
+    select,
+    update,
+    values,
+)
 from sqlalchemy.orm import Session, aliased
 
 from common import garbage
@@ -39,6 +51,7 @@ def begin(session: Session, keys: Mapping[str, str], claims: Sequence[Claim]) ->
         keys: By the ids of the claims' stage runs.
     """
     lock_recordings(session, claims)
+    _take_turns(session, set(keys.values()))
     known = prospects(session, set(keys.values()), {claim.stage_run_id for claim in claims})
     noted = [
         claim
@@ -62,6 +75,17 @@ def begin(session: Session, keys: Mapping[str, str], claims: Sequence[Claim]) ->
             [{"run": c.stage_run_id, "held": c.fence, "key": keys[c.stage_run_id]} for c in noted],
         )
     return {claim.stage_run_id for claim in noted}
+
+
+def _take_turns(session: Session, keys: Collection[str]) -> None:
+    """Let nobody else decide about these keys until the end of the transaction.
+
+    Without it two that decide at the same moment would see each other afterwards and both give way.
+    On SQLite there is one writer anyway.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        wanted = func.unnest(cast(sorted(keys), ARRAY(String))).column_valued("key")
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(wanted, 0))))
 
 
 def prospects(session: Session, keys: Collection[str], own: Collection[str]) -> dict[str, Prospect]:
