@@ -18,13 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from client.errors import NoAudio
-
-PLAIN_SUFFIXES = {".wav", ".wave", ".bwf", ".rf64", ".w64", ".aif", ".aifc", ".aiff", ".au", ".caf"}
-LOSSLESS_SUFFIXES = {".flac", ".alac", ".ape", ".tta", ".wv"}
-LOSSY_SUFFIXES = {".mp2", ".mp3", ".aac", ".m4a", ".m4b", ".ac3", ".ogg", ".oga", ".opus", ".wma"}
-VIDEO_SUFFIXES = {".mka", ".mkv", ".webm", ".mp4", ".mov", ".avi", ".mpg", ".mpeg", ".ogv", ".wmv"}
-AUDIO_SUFFIXES = frozenset(PLAIN_SUFFIXES | LOSSLESS_SUFFIXES | LOSSY_SUFFIXES | VIDEO_SUFFIXES)
-"""File names that are taken for recordings; whether one is, the decoder finds out."""
+from common.names import AUDIO_SUFFIXES
 
 DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, OSError, zlib.error)
 BLOCK_BYTES = 1024 * 1024

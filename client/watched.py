@@ -1,7 +1,7 @@
 """Sends what turns up in a folder, each file once, until it is interrupted.
 
 A file is taken when its size and time have not changed between two looks. All of them go into one
-job that stays open; when it takes no more, the next file opens another. What was sent is in the
+job that stays open; when that takes no more, the next file opens another. What was sent is in the
 journal of the submission, so that nothing is sent twice after a restart.
 """
 
@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +19,7 @@ from rich.console import Console
 
 from client.api import Gateway
 from client.api.tries import UNATTENDED_PATIENCE_S
-from client.errors import InputInvalid, Interrupted
+from client.errors import GatewayUnreachable, InputInvalid, Interrupted, Problem
 from client.journal import Journal, opened
 from client.place import Place, started
 from client.sources import Source, Unreadable, list_folder
@@ -70,13 +72,17 @@ def watch_folder(
         opened(journal_folder(place), asdict(order)) as journal,
         started(place, console, keep=True) as gateway,
     ):
+        next(gateway.jobs(), None)  # a wrong address or key is told at once
         gateway.patience_s = UNATTENDED_PATIENCE_S
         console.print(f"Watching {folder}; Ctrl-C ends that.", highlight=False)
         try:
             while True:
                 ready = watched.ready(journal.arrived)
                 if ready:
-                    send(gateway, order, journal, watched, ready, say)
+                    try:
+                        send(gateway, order, journal, watched, ready, say)
+                    except GatewayUnreachable as error:
+                        say(f"{error} Trying again.")
                 time.sleep(LOOK_EVERY_S)
         except KeyboardInterrupt:
             end = f" `soundmill close {journal.job_id}{place.arguments}` lets its job complete."
@@ -97,7 +103,14 @@ def send(
         job = order.request.create(gateway)
         journal.change_job(job.id)
     submission = Submission(len(ready))
-    Sender(gateway, job.id, submission, lambda: None, journal).send_files(ready)
+    try:
+        Sender(gateway, job.id, submission, lambda: None, journal).send_files(ready)
+    except Problem as problem:
+        if problem.status != HTTPStatus.CONFLICT:
+            raise
+        with suppress(Problem):  # it is full, or has ended meanwhile: the next look opens another
+            gateway.close_job(job.id)
+        return
     refused = {failure.name: failure.reason for failure in submission.not_sent}
     for source in ready:
         if source.name in refused:

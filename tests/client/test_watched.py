@@ -8,9 +8,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
-from client.watched import Watched
+import pytest
+
+from client.api import Gateway as Client
+from client.journal import opened
+from client.submissions import Order
+from client.watched import Watched, send
+from common.db import Job
 from tests.client.test_submit import EMBEDDED, names
 from tests.gateway.conftest import Gateway
 
@@ -64,6 +71,30 @@ def watching(gateway: Gateway, home: Path, folder: Path) -> Iterator[None]:
             _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert b"lets its job complete" in said
+
+
+@EMBEDDED
+def test_full_job_is_followed_by_another(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "inbox"
+    folder.mkdir()
+    most = gateway.settings.max_recordings_per_job
+    order = Order(where=gateway.url, inputs=[str(folder)], name="inbox", stages=["segment"])
+    full = gateway.new_job(name="inbox")
+    with gateway.sessions.begin() as session:
+        session.get_one(Job, full).recordings = most
+    (folder / "a.wav").write_bytes(b"RIFF")
+    watched = Watched(folder)
+    said: list[str] = []
+    with opened(tmp_path, asdict(order)) as journal, Client(gateway.url) as client:
+        journal.begin(full)
+        for _ in range(4):
+            send(client, order, journal, watched, watched.ready(journal.arrived), said.append)
+        assert journal.job_id != full
+        assert names(gateway, journal.job_id) == ["a.wav"]
+    assert said == [f"{journal.job_id}  a.wav"]
+    assert gateway.get(f"/v1/jobs/{full}")["state"] != "open"
 
 
 @EMBEDDED
