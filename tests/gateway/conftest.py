@@ -32,6 +32,7 @@ from common.stage_io import AudioFacts
 from common.storage import ObjectStore, open_store
 from services.gateway.__main__ import listen
 from services.gateway.app import create_app
+from tests.gateway.documented import is_documented
 from tests.servers import RedisServer
 
 STACKS = pytest.mark.parametrize(
@@ -175,6 +176,7 @@ def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
     assert document["detail"]
     assert document["instance"] == answer.request.url.path
     assert document["request_id"] == answer.headers["x-request-id"]
+    assert is_documented(answer.request, status, code), f"{code} is not documented there"
     return document
 
 
