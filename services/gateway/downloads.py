@@ -26,7 +26,6 @@ MAKING_THREADS = 4  # a block each in turn: the other requests need threads, too
 MAX_MADE = 32
 STALLED_AFTER_S = 300.0
 RETRY_AFTER_S = 30
-JSON = "application/json"
 
 RANGE = re.compile(r"bytes=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*")
 

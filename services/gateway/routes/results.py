@@ -27,7 +27,16 @@ router = new_router()
     response_class=Response,
     include_in_schema=False,
 )
-@router.get("/recordings/{recording_id}/artifacts/{kind}", response_class=Response)
+@router.get(
+    "/recordings/{recording_id}/artifacts/{kind}",
+    response_class=Response,
+    responses={
+        **documents(["application/zip", "application/json", "audio/flac", "audio/wav"]),
+        206: {"description": "The range that was asked for."},
+        304: {"description": "What `If-None-Match` names is still what there is."},
+        307: {"description": "With `redirect`: where the store itself gives it out, for a while."},
+    },
+)
 def get_artifact(
     request: Request,
     around: Around,
