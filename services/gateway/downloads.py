@@ -235,7 +235,9 @@ def made(blocks: Iterator[bytes], media_type: str, name: str, room: Room) -> Mad
 def documents(media_types: Iterable[str]) -> dict[int | str, dict[str, Any]]:
     """Return how OpenAPI is told of a file in one of several forms."""
     file = {"schema": {"type": "string", "format": "binary"}}
-    content = {kind.partition(";")[0]: {} if kind == JSON else file for kind in media_types}
+    content = {
+        kind.partition(";")[0]: {} if kind.endswith("json") else file for kind in media_types
+    }
     return {HTTPStatus.OK.value: {"description": "The file.", "content": content}}
 
 
