@@ -34,7 +34,7 @@ from common.storage.s3_client import PastTheEnd, make_client, make_pool, refusal
 
 MAX_PARTS = 10_000  # of one upload
 MIN_PART_BYTES = 8 << 20
-PARTS_AT_ONCE = 2  # sent while the next one is read: more costs memory and gains little
+PARTS_AT_ONCE = 3  # sent while the next one is read: more costs memory and gains little
 SIGNED_FOR_S = 900
 
 Parts = list[Part]

@@ -150,6 +150,7 @@ def send_parts(rig: Rig, size: int) -> None:
 
     with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
         list(pool.map(send, range(PARTS_AT_ONCE)))
+    sender = Sender(rig)  # the first connection may have been idle for too long
     sender.call("POST", f"{path}/complete")
     sender.call("DELETE", path)
 
