@@ -185,7 +185,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("webhook_id", "event_id", name="uq_delivery"),
     )
-    op.create_index("ix_delivery_due", "webhook_delivery", ["webhook_id", "state", "next_attempt_at"])
+    op.create_index(
+        "ix_delivery_due", "webhook_delivery", ["webhook_id", "state", "next_attempt_at"]
+    )
     op.create_index("ix_delivery_event", "webhook_delivery", ["event_id"])
 
     # SQLite adds columns, but no constraints, to a table that others refer to: hence the plain
