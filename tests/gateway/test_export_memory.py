@@ -23,7 +23,7 @@ from services.gateway.exports import Export
 from tests.gateway.filled import fill, heard
 
 RECORDINGS = 20_000
-FEW_BLOCKS = RECORDINGS // 10  # one object kept for each recording would be ten times as many
+FEW_BLOCKS = RECORDINGS // 4  # one object kept for each recording of a half is twice as many
 
 
 @pytest.fixture(scope="module")
