@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from client.errors import NoAudio
-from common.names import AUDIO_SUFFIXES
+from common.names import AUDIO_SUFFIXES as AUDIO_SUFFIXES
 
 DAMAGED = (zipfile.BadZipFile, EOFError, ValueError, OSError, zlib.error)
 BLOCK_BYTES = 1024 * 1024

@@ -221,6 +221,8 @@ class _TimedSocket:
 
     def __init__(self, plain: socket.socket) -> None:
         self._plain = plain
+        self._readers = 0
+        self._closing = False
         self.start(CONNECT_TIMEOUT_S)
 
     def start(self, timeout_s: float) -> None:
@@ -232,6 +234,7 @@ class _TimedSocket:
         self._plain.sendall(data)
 
     def makefile(self, mode: str) -> io.BufferedReader:
+        self._readers += 1
         return io.BufferedReader(_TimedReader(self), BLOCK_BYTES)
 
     def receive(self, buffer: memoryview) -> int:
@@ -246,7 +249,15 @@ class _TimedSocket:
         return count
 
     def close(self) -> None:
-        self._plain.close()
+        """Close as sockets do: once what ``makefile`` gave is closed as well."""
+        self._closing = True
+        if self._readers == 0:
+            self._plain.close()
+
+    def released(self) -> None:
+        self._readers -= 1
+        if self._closing and self._readers == 0:
+            self._plain.close()
 
 
 class _TimedReader(io.RawIOBase):
@@ -258,6 +269,11 @@ class _TimedReader(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         return self._timed.receive(buffer)
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._timed.released()
 
 
 @cache

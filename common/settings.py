@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     import_buckets: str = ""  # comma-separated buckets that s3:// addresses may name
     import_roots: str = ""  # comma-separated folders that file:// addresses may lie in
     egress_allow: str = ""  # comma-separated host:port or network that URLs may reach besides
-    ingest_threads: int = Field(default=8, ge=1)  # entries stored at once
+    ingest_threads: int = Field(default=8, ge=1)  # entries of one source stored at once
     ingest_lease_s: float = 30.0
     max_archive_bytes: int = 4 * 1024**4  # of all entries of one archive, unpacked
     max_archive_ratio: float = 250.0  # unpacked over packed, of what is over a gigabyte

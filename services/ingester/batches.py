@@ -67,7 +67,7 @@ def record(
         source.entries = settled[-1].number + 1
         mark = settled[-1].mark
         if mark is not None:
-            source.spec = {**source.spec, "after": mark}
+            source.spec = {**hold.spec, "after": mark}
     source.total = total
     source.recordings += len(taken)
     source.rejected += len(refused)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import and_, case, or_, select, update
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, defer, sessionmaker
 
 from common.db import DbNow, Job, Source
 from common.domain import ENDED_STATES, JobEventKind, JobState, Priority, SourceKind, SourceState
@@ -131,7 +131,9 @@ def lock(session: Session, hold: Hold) -> tuple[Job, Source]:
     job = session.get(Job, hold.job_id, with_for_update=True)
     if job is None or job.deleted_at is not None or job.state in ENDED_STATES:
         raise JobEnded(f"job {hold.job_id} has ended")
-    source = session.get_one(Source, hold.source_id, with_for_update=True)
+    source = session.get_one(
+        Source, hold.source_id, with_for_update=True, options=[defer(Source.spec)]
+    )  # a list of URLs may be long
     if source.state == SourceState.CANCELLED.value:
         raise JobEnded(f"source {hold.source_id} was cancelled")
     if source.fence != hold.fence or source.state != SourceState.RUNNING.value:

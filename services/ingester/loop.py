@@ -1,7 +1,7 @@
 """The ingester's turn, again and again: claim sources, keep their leases, read them on.
 
-Each source is read in a thread of its own; all share the threads that store entries. The last place
-is kept for interactive jobs, so that a few bytes need not wait for an archive.
+Each source is read by threads of its own, so that one with slow addresses holds up no other. The
+last place is kept for interactive jobs, so that a few bytes need not wait for an archive.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import os
 import socket
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from sqlalchemy.exc import OperationalError
 
@@ -40,7 +39,6 @@ class Ingester:
         self.store = open_store(settings)
         self.locators = Locators(settings)
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
-        self._pool = ThreadPoolExecutor(settings.ingest_threads, "store")
         self._readings: dict[threading.Thread, Reading] = {}
         self._renewed_at = time.monotonic()
 
@@ -50,7 +48,6 @@ class Ingester:
             reading.hold.halted.set()
         for thread in self._readings:
             thread.join()
-        self._pool.shutdown()
         self.locators.close()
         self.engine.dispose()
 
@@ -94,7 +91,7 @@ class Ingester:
             hold = claims.claim(session, self.worker, self.settings, interactive_only=free == 1)
         if hold is None:
             return False
-        reading = Reading(self.settings, self.sessions, self.store, self.locators, self._pool, hold)
+        reading = Reading(self.settings, self.sessions, self.store, self.locators, hold)
         thread = threading.Thread(target=reading.run, name=f"source {hold.source_id}")
         self._readings[thread] = reading
         thread.start()

@@ -56,14 +56,13 @@ class Reading:
         sessions: Sessions,
         store: ObjectStore,
         locators: Locators,
-        pool: ThreadPoolExecutor,
         hold: Hold,
     ) -> None:
         self._settings = settings
         self._sessions = sessions
         self._store = store
         self._locators = locators
-        self._pool = pool
+        self._pool = ThreadPoolExecutor(settings.ingest_threads, "store")
         self.hold = hold
         self._taker = Taker(settings, store, hold)
         self._tally = Tally()
@@ -85,6 +84,7 @@ class Reading:
                 log.exception("the source was dropped")
             finally:
                 self._drop_pending()
+                self._pool.shutdown()
 
     def _read_to_an_end(self) -> None:
         hold = self.hold

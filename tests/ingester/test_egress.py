@@ -179,6 +179,12 @@ def test_a_broken_answer_is_unreachable(scripted: Scripted, answer: bytes) -> No
         fetch(scripted)
 
 
+def test_an_answer_that_ends_with_its_connection(scripted: Scripted) -> None:
+    body = bytes(1 << 20)
+    scripted.answers = [[b"HTTP/1.0 200 OK\r\n\r\n" + body]]
+    assert fetch(scripted) == (200, body)
+
+
 def test_silence_is_unreachable() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:  # accepts, says nothing
         port = listener.getsockname()[1]

@@ -52,6 +52,7 @@ class Site(BaseHTTPRequestHandler):
 @pytest.fixture
 def site() -> Iterator[str]:
     Site.asked = {}
+    ThreadingHTTPServer.request_queue_size = 64
     server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -223,6 +224,7 @@ def test_a_list_of_urls(bench: Bench, site: str) -> None:
     items = [{"url": f"{site}/{n}.wav", "custom_id": str(n)} for n in range(20)]
     source_id = bench.source(bench.job(), SourceKind.URLS, items=items)
     bench.read()
+    assert [r.error_detail for r in bench.rejection_rows(source_id)] == []
     assert [r.custom_id for r in bench.recordings(source_id)] == [str(n) for n in range(20)]
     assert bench.row(source_id).total == 20
 

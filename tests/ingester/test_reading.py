@@ -86,9 +86,7 @@ def claimed(bench: Bench) -> Reading:
     with bench.sessions.begin() as session:
         hold = claims.claim(session, "other", bench.settings, interactive_only=False)
     assert hold is not None
-    return Reading(
-        bench.settings, bench.sessions, bench.store, ingester.locators, ingester._pool, hold
-    )
+    return Reading(bench.settings, bench.sessions, bench.store, ingester.locators, hold)
 
 
 @STACKS
