@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -317,3 +320,27 @@ def test_file_that_is_too_long_is_refused_and_the_others_go_on(
     assert failure["name"] == "10.wav"
     assert "more than" in failure["reason"]
     assert len(names(gateway, json.loads(result.stdout)["job"])) == 19
+
+
+@EMBEDDED
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_killed_command_goes_on_and_adds_nothing_twice(
+    gateway: Gateway, tmp_path: Path, home: Path, number: signal.Signals
+) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for k in range(120):
+        (folder / f"{k:03}.wav").write_bytes(b"RIFF" + k.to_bytes(4, "big"))
+    command = [sys.executable, "-m", "client.cli", "submit", str(folder)]
+    options = ["--url", gateway.url, "--home", str(home), "--stage", "segment"]
+    with subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL) as process:
+        job_id = ""
+        while not job_id or len(names(gateway, job_id)) < 10:
+            assert process.poll() is None
+            job_id = job_id or next((job["id"] for job in gateway.get("/v1/jobs")["jobs"]), "")
+        process.send_signal(number)
+    assert process.returncode == (130 if number is signal.SIGINT else -number)
+    assert 10 <= len(names(gateway, job_id)) < 120
+    answer = submitted(gateway, home, str(folder), "--stage", "segment")
+    assert answer["job"] == job_id
+    assert names(gateway, job_id) == sorted(path.name for path in folder.iterdir())
