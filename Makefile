@@ -30,7 +30,7 @@ test: $(ENV) $(S3_ENV)  ## run every test against servers that the tests start t
 bench-pipeline: $(ENV)  ## throughput of a folder (AUDIO=path) against a plain loop, as JSON
 	@$(PY) -m tests.bench.pipeline "$(AUDIO)"
 
-bench-archive: $(ENV) $(S3_ENV)  ## cost per file of archives over stages that do nothing, as JSON (hours)
+bench-archive: $(ENV) $(S3_ENV)  ## cost per file of archives, stages doing nothing, as JSON (hours; BENCH_ARGS=)
 	@$(PY) -m tests.bench.archive $(BENCH_ARGS)
 
 bench-upload: $(ENV) $(S3_ENV)  ## 2 GB through the gateway against writing to the store directly, as JSON
