@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from client.api import Gateway, Job, JobEvent
-from client.api.tries import UNATTENDED_PATIENCE_S
 from client.errors import GatewayUnreachable, Problem
 
 POLL_S = 2.0
@@ -21,7 +20,6 @@ def through(job: Job) -> int:
 
 def watch(gateway: Gateway, job: Job, update: Callable[[Job], None]) -> Job:
     """Return the job once it has ended; ``update`` is called with what is new about it."""
-    gateway.patience_s = UNATTENDED_PATIENCE_S
     for _event in happenings(gateway, job):
         job = gateway.job(job.id)
         update(job)
