@@ -127,7 +127,7 @@ LIST = ("cursor_invalid",)
 JOB = ("parameters_invalid", "deadline_invalid")
 
 OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those above
-    "post_job": (*STORES, *MAKES, *FORM, *JOB, "name_invalid"),
+    "post_job": (*STORES, *MAKES, *FORM, *JOB, "name_invalid", "dry_run"),
     "change_job": (*BODY, "deadline_invalid", "conflict"),
     "close_job": ("conflict",),
     "cancel_job": ("conflict",),
