@@ -367,7 +367,7 @@ class StageRun(Base):
     recording_id: Mapped[str] = mapped_column(ForeignKey("recording.id"))
     stage: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16), default=RunState.BLOCKED.value)
-    priority: Mapped[str] = mapped_column(String(16))
+    priority: Mapped[str] = mapped_column(String(16))  # of the queue it was last put into
     position: Mapped[int] = mapped_column(Integer)
     audio_s: Mapped[float] = mapped_column(Double)  # estimated from bytes until decoded
 

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from common import garbage
-from common.db import Garbage, Recording, StageRun
+from common.db import Attempt, DbNow, Garbage, Recording, StageRun
 from common.domain import RunState
 from common.runs import Claim, Reusable, artifacts_of, lock_recordings
 from common.stage_io import AudioFacts
@@ -42,6 +42,8 @@ class Prospect:
 
 def begin(session: Session, keys: Mapping[str, str], claims: Sequence[Claim]) -> set[str]:
     """Note under which idempotency keys claims are about to be worked on; return those noted.
+
+    The first of them begins at once.
 
     A key that a run in another shard works on is left to that one, unless there is a result to
     reuse. What another process decides at the same moment is seen by ``prospects`` once this is
@@ -73,6 +75,12 @@ def begin(session: Session, keys: Mapping[str, str], claims: Sequence[Claim]) ->
             )
             .values(idempotency_key=bindparam("key")),
             [{"run": c.stage_run_id, "held": c.fence, "key": keys[c.stage_run_id]} for c in noted],
+        )
+        session.execute(
+            update(Attempt)
+            .where(Attempt.stage_run_id == noted[0].stage_run_id, Attempt.number == noted[0].fence)
+            .values(started_at=DbNow())
+            .execution_options(synchronize_session=False)
         )
     return {claim.stage_run_id for claim in noted}
 

@@ -172,7 +172,12 @@ def take_shard(
     session.execute(
         update(StageRun)
         .where(StageRun.id.in_(taken))
-        .values(state=RunState.DISPATCHED.value, shard_id=shard.id, dispatched_at=DbNow())
+        .values(
+            state=RunState.DISPATCHED.value,
+            shard_id=shard.id,
+            dispatched_at=DbNow(),
+            priority=priority.value,  # the job's, which may have been changed
+        )
         .execution_options(synchronize_session=False)
     )
     return shard

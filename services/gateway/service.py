@@ -13,16 +13,15 @@ from datetime import datetime
 from http import HTTPStatus
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import quotas
-from common.db import DbNow, Job, Recording, StageRun, new_id
-from common.domain import JobEventKind, JobState, Priority, RunState, Stage, with_needs
+from common.db import DbNow, Job, Recording, new_id
+from common.domain import JobEventKind, JobState, with_needs
 from common.errors import Conflict
 from common.jobs import NewRecording, add_recordings, record_event
 from common.params import merge_params
-from common.spans import SPAN_RECORDINGS
 from services.gateway.access import Caller
 from services.gateway.idempotency import Once
 from services.gateway.job_schemas import MAX_RETENTION_S, JobChange, JobRequest
@@ -141,12 +140,7 @@ def change_job(sessions: Sessions, caller: Caller, job_id: str, change: JobChang
         if "deadline_at" in asked:
             job.deadline_at = _deadline(session, change.deadline_at)
         if "priority" in asked:
-            job.priority = change.priority.value  # of what is added from here on
-        recordings = job.recordings
-    if "priority" in asked:
-        for first in range(0, recordings, SPAN_RECORDINGS):
-            with sessions.begin() as session:
-                _move_runs(session, job_id, first, change.priority)
+            job.priority = change.priority.value  # its runs follow when they are dispatched
 
 
 def require_open(job: Job) -> None:
@@ -213,25 +207,3 @@ def _close(session: Session, job: Job) -> None:
     job.state = JobState.CLOSED.value
     job.closed_at = DbNow()
     record_event(session, job, JobEventKind.CLOSED)
-
-
-def _move_runs(session: Session, job_id: str, first: int, priority: Priority) -> None:
-    """Give the runs of a span another priority, but for those that are being changed just now."""
-    found = session.scalars(
-        select(StageRun.id)
-        .where(
-            StageRun.job_id == job_id,
-            StageRun.stage.in_([stage.value for stage in Stage]),
-            StageRun.state.in_([state.value for state in RunState]),
-            StageRun.position >= first,
-            StageRun.position < first + SPAN_RECORDINGS,
-            StageRun.priority != priority.value,
-        )
-        .with_for_update(skip_locked=True)
-    ).all()
-    session.execute(
-        update(StageRun)
-        .where(StageRun.id.in_(found))
-        .values(priority=priority.value)
-        .execution_options(synchronize_session=False)
-    )

@@ -125,6 +125,19 @@ def test_keys_take_turns_and_so_do_the_jobs_of_a_key() -> None:
     assert turns.next(waiting[:3]).job_id == "a0"
 
 
+def test_a_job_that_became_urgent_goes_into_the_other_queue(
+    sessions: sessionmaker[Session], settings: Settings, make_job: MakeJob
+) -> None:
+    job_id = make_job(2)
+    with sessions.begin() as session:
+        session.get_one(Job, job_id).priority = Priority.INTERACTIVE.value
+        assert shards.waiting_jobs(session, Stage.SEGMENT, Priority.BULK) == []
+        shard = shards.take_shard(session, job_id, Stage.SEGMENT, Priority.INTERACTIVE, settings)
+        assert shard is not None
+        found = select(StageRun.priority).where(StageRun.id.in_(shard.stage_run_ids))
+        assert session.scalars(found).all() == ["interactive", "interactive"]
+
+
 def test_nothing_of_a_paused_cancelled_or_deleted_job_is_dispatched(
     sessions: sessionmaker[Session], settings: Settings, make_job: MakeJob
 ) -> None:
