@@ -102,6 +102,7 @@ def collect(
     report.add_not_sent(not_sent)
     if job.rejected:
         report.add_rejected(gateway.rejections(job.id))
+    report.rows.sort(key=lambda row: row.name)  # several were sent at once, in no order
     report.write_csv()
     return report
 
