@@ -18,6 +18,7 @@ import pytest
 from common import keys
 from common.domain import Scope, Stage
 from common.settings import Settings
+from services.gateway import follow
 from tests.gateway.conftest import STACKS, Gateway
 
 EXAMPLES = 8
@@ -108,6 +109,13 @@ def doomed(gateway: Gateway) -> dict[str, tuple[str, str]]:
             made(gateway, "/v1/webhooks", url="https://hooks.example.org/"),
         ),
     }
+
+
+@pytest.fixture(autouse=True)
+def short_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams of events end soon, since each request waits for the end of its answer."""
+    monkeypatch.setattr(follow, "STREAM_S", 0.3)
+    monkeypatch.setattr(follow, "HEARTBEAT_S", 0.4)
 
 
 @STACKS
