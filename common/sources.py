@@ -41,6 +41,11 @@ def storable(value: Any) -> Any:
 Changes = Annotated[dict[str, Any], AfterValidator(storable)]
 """Changes to a job's parameters, not yet held against any stage."""
 
+MAY_PASS = frozenset(
+    {"store_unavailable", "disk_full", "out_of_memory", "internal_error", "source_unavailable"}
+)
+"""Codes of failed sources that a retry of the job reads on: what they own is kept until then."""
+
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL_LENGTH), AfterValidator(plain_text)]
 Sha256 = Annotated[str, Field(pattern=SHA256), AfterValidator(str.lower)]
 

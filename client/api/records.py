@@ -108,11 +108,12 @@ class Job(Record):
 
 
 class Retried(Record):
-    """What a retry put back to work: stage runs, and entries that had been rejected."""
+    """What a retry put back to work: stage runs, rejected entries, sources that had failed."""
 
     job: Job
     retried: int
     entries: int = 0
+    sources: int = 0
 
 
 class Run(Record):

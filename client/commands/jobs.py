@@ -124,7 +124,9 @@ def retry(
             say_json(found.model_dump(mode="json"))
         else:
             entries = f", {found.entries} entries read again" if found.entries else ""
-            say(f"Job {found.job.id}: {found.retried} stage runs put back to work{entries}.")
+            sources = f", {found.sources} sources read on" if found.sources else ""
+            back = f"{found.retried} stage runs put back to work{entries}{sources}"
+            say(f"Job {found.job.id}: {back}.")
 
 
 def cancel(

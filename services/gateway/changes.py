@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import spans
@@ -25,6 +26,7 @@ from common.domain import (
 )
 from common.errors import Conflict, DeadlinePassed
 from common.jobs import record_event
+from common.sources import MAY_PASS
 from services.gateway.access import Caller
 
 BUSY_SPANS = 16  # at most so many are cancelled at once: each stage works on neighbours
@@ -41,6 +43,7 @@ class Retried:
 
     runs: int
     entries: int  # of sources, that had not become recordings
+    sources: int = 0  # that could not be read any further
 
 
 def cancel_job(sessions: Sessions, caller: Caller, job_id: str) -> None:
@@ -111,7 +114,8 @@ def retry_job(sessions: Sessions, caller: Caller, job_id: str) -> Retried:
     """Put back to work what did not succeed and may do so now.
 
     Runs that failed, were quarantined or skipped, or were cancelled by a deadline that has been
-    moved since; and entries of sources that were rejected for a reason that may have passed.
+    moved since; entries of sources that were rejected, and sources that failed, for a reason that
+    may have passed.
 
     Raises:
         NotFound: no such job.
@@ -140,11 +144,16 @@ def retry_job(sessions: Sessions, caller: Caller, job_id: str) -> Retried:
             _reopen(session, job)
     with sessions.begin() as session:
         job = _retryable(session, caller, job_id)
-        if job.state == JobState.EXPIRED:  # nothing was left to cancel when its deadline passed
+        sources = _read_on(
+            session, job, SourceState.FAILED, Source.error_code.in_(sorted(MAY_PASS))
+        )
+        if sources or job.state == JobState.EXPIRED:  # nothing was left to cancel at its deadline
             _reopen(session, job)
-        if runs or entries:
-            record_event(session, job, JobEventKind.RETRIED, runs=runs, entries=entries)
-    return Retried(runs, entries)
+        if runs or entries or sources:
+            record_event(
+                session, job, JobEventKind.RETRIED, runs=runs, entries=entries, sources=sources
+            )
+    return Retried(runs, entries, sources)
 
 
 def _cut_off(sessions: Sessions, job_id: str) -> None:
@@ -183,24 +192,27 @@ def _reopen(session: Session, job: Job) -> None:
     if job.state not in ENDED_STATES:
         return
     if job.state == JobState.EXPIRED:
-        session.execute(
-            update(Source)
-            .where(
-                Source.job_id == job.id,
-                Source.state == SourceState.CANCELLED.value,
-                Source.error_code == spans.DEADLINE_PASSED,
-            )
-            .values(
-                state=SourceState.PENDING.value,
-                finished_at=None,
-                next_attempt_at=0.0,
-                failures=0,
-                error_code=None,
-            )
-            .execution_options(synchronize_session=False)
-        )
+        _read_on(session, job, SourceState.CANCELLED, Source.error_code == spans.DEADLINE_PASSED)
     job.state = JobState.CLOSED.value
     job.finished_at = None
+
+
+def _read_on(session: Session, job: Job, state: SourceState, reason: ColumnElement[bool]) -> int:
+    """Let sources that ended in ``state`` for ``reason`` go on at their cursor; return how many."""
+    changed: Any = session.execute(
+        update(Source)
+        .where(Source.job_id == job.id, Source.state == state.value, reason)
+        .values(
+            state=SourceState.PENDING.value,
+            finished_at=None,
+            next_attempt_at=0.0,
+            failures=0,
+            error_code=None,
+            error_detail=None,
+        )
+        .execution_options(synchronize_session=False)
+    )
+    return int(changed.rowcount)
 
 
 def _take_rejections(session: Session, job: Job) -> int:

@@ -146,11 +146,12 @@ class JobPage(BaseModel):
 
 
 class RetryOut(BaseModel):
-    """How many stage runs went back to work, and how many entries of sources are read again."""
+    """How many stage runs went back to work, and what of sources is read again."""
 
     job: JobOut
     retried: int
     entries: int
+    sources: int
 
 
 class RejectionOut(Out):

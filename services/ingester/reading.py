@@ -26,7 +26,7 @@ from common.errors import (
 )
 from common.jobs import recording_key
 from common.settings import Settings
-from common.sources import ArchiveSpec, ManifestSpec, owned_object, parse_spec
+from common.sources import MAY_PASS, ArchiveSpec, ManifestSpec, owned_object, parse_spec
 from common.storage import ObjectStore
 from services.ingester import claims
 from services.ingester.batches import MAX_BATCH, Outcome, record
@@ -221,7 +221,8 @@ class Reading:
             self._cancel()
             return
         self._remove_unrecorded()
-        self._delete_owned()
+        if code not in MAY_PASS:
+            self._delete_owned()
 
     def _postpone(self, error: Exception) -> None:
         failures = 1 if self._progressed else self.hold.failures + 1

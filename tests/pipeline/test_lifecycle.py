@@ -190,6 +190,27 @@ def test_a_job_completes_when_sources_and_runs_have_ended(
     assert events(sessions, job_id) == [JobEventKind.COMPLETED, JobEventKind.RETRIED]
 
 
+@pytest.mark.parametrize(
+    ("code", "goes_on"), [("store_unavailable", True), ("archive_unreadable", False)]
+)
+def test_a_source_that_an_outage_ended_is_read_on_by_a_retry(
+    sessions: Sessions, make_job: MakeJob, code: str, goes_on: bool
+) -> None:
+    job_id = make_job(1, stages={Stage.SEGMENT})
+    source = add_source(sessions, job_id)
+    set_states(sessions, job_id, {0: {Stage.SEGMENT: RunState.SUCCEEDED}})
+    with sessions.begin() as session:
+        found = session.get_one(Source, source)
+        found.state, found.error_code, found.entries = SourceState.FAILED.value, code, 7
+    counters.count_job(sessions, sessions, job_id, counters.Rates())
+    assert the_job(sessions, job_id).state == JobState.COMPLETED
+    assert changes.retry_job(sessions, USER, job_id) == changes.Retried(0, 0, int(goes_on))
+    with sessions() as session:
+        found = session.get_one(Source, source)
+        assert (found.state == SourceState.PENDING, found.entries) == (goes_on, 7)
+    assert (the_job(sessions, job_id).state == JobState.CLOSED) == goes_on
+
+
 def test_pausing_takes_back_what_is_not_claimed_yet(sessions: Sessions, make_job: MakeJob) -> None:
     job_id = make_job(3)
     set_states(

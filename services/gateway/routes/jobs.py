@@ -127,7 +127,7 @@ def retry_job(around: Around, caller: Submitter, job_id: str) -> RetryOut:
     """Put stage runs that failed, were quarantined or skipped back to work."""
     retried = changes.retry_job(around.sessions, caller, job_id)
     job = _job(around, caller, job_id)
-    return RetryOut(job=job, retried=retried.runs, entries=retried.entries)
+    return RetryOut(job=job, retried=retried.runs, entries=retried.entries, sources=retried.sources)
 
 
 @router.post("/jobs/{job_id}/pause")
