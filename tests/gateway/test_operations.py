@@ -161,7 +161,9 @@ def test_a_large_body_is_never_whole_in_memory(process_settings: Settings, tmp_p
         gateway.process.terminate()
         assert gateway.process.wait(30) == 0
     print(f"memory grew by {grown / (1 << 20):.1f} MiB")
-    assert grown < 60 << 20
+    # To S3, three parts of 8 MiB are on their way while the next is read and put together; what the
+    # allocator keeps for the threads that send them comes on top.
+    assert grown < 100 << 20 < size
 
 
 @pytest.mark.parametrize(
