@@ -322,7 +322,16 @@ def test_file_that_is_too_long_is_refused_and_the_others_go_on(
     assert len(names(gateway, json.loads(result.stdout)["job"])) == 19
 
 
+@pytest.fixture
+def heeded_interrupts() -> Iterator[None]:
+    """What is started heeds SIGINT, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @EMBEDDED
+@pytest.mark.usefixtures("heeded_interrupts")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_killed_command_goes_on_and_adds_nothing_twice(
     gateway: Gateway, tmp_path: Path, home: Path, number: signal.Signals
