@@ -100,7 +100,7 @@ def revoke(session: Session, key_id: str) -> ApiKey:
 
 def list_keys(session: Session) -> list[ApiKey]:
     """Return every key, the oldest first, revoked and expired ones included."""
-    return list(session.scalars(select(ApiKey).order_by(ApiKey.id)))
+    return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)))
 
 
 def has_active(session: Session) -> bool:

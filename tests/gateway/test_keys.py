@@ -37,6 +37,7 @@ def test_a_key_from_its_making_to_its_end(database_url: str, tmp_path: Path) -> 
     with sessions.begin() as session:
         assert not keys.has_active(session)
         made = keys.make(session, "laptop", [Scope.SUBMIT], keys.Limits(max_jobs=3))
+        made.key.created_at -= 1.0
         brief = keys.make(session, "brief", list(Scope), expires_in_s=3600.0)
     assert made.secret.startswith("sm_")
     assert len(made.secret) >= 43
