@@ -178,6 +178,7 @@ class Source(Base):
     finished_at: Mapped[float | None] = mapped_column(Seconds)
     entries: Mapped[int] = mapped_column(Integer, default=0)
     total: Mapped[int | None] = mapped_column(Integer)  # entries in all, where that is known
+    traceparent: Mapped[str | None] = mapped_column(String(55))  # of the request that added it
     recordings: Mapped[int] = mapped_column(Integer, default=0)
     rejected: Mapped[int] = mapped_column(Integer, default=0)
     error_code: Mapped[str | None] = mapped_column(String(64))
@@ -337,6 +338,7 @@ class Recording(Base):
     params: Mapped[dict[str, Any] | None] = mapped_column(Json)  # instead of the job's, whole
     source_id: Mapped[str | None] = mapped_column(ForeignKey("source.id"))
     entry: Mapped[int | None] = mapped_column(Integer)  # its place in the source, from 0
+    traceparent: Mapped[str | None] = mapped_column(String(55))  # of the request that brought it
 
     # Known once the segmenter has decoded it
     duration_s: Mapped[float | None] = mapped_column(Double)
@@ -351,7 +353,7 @@ class StageRun(Base):
     __table_args__ = (
         UniqueConstraint("recording_id", "stage", name="uq_stage_run_recording_stage"),
         Index("ix_stage_run_job", "job_id", "stage", "state", "position", "audio_s"),
-        Index("ix_stage_run_queue", "state", "stage", "priority"),
+        Index("ix_stage_run_backlog", "state", "stage", "priority", "audio_s", "ready_at"),
         Index("ix_stage_run_shard", "shard_id"),
         Index(
             "ix_stage_run_key",
@@ -421,6 +423,7 @@ class Attempt(Base):
     batch_size: Mapped[int | None] = mapped_column(Integer)
     device: Mapped[str | None] = mapped_column(String(32))
     peak_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    device_memory_bytes: Mapped[int | None] = mapped_column(BigInteger)  # of a GPU, at most
     model_digest: Mapped[str | None] = mapped_column(String(64))
 
 

@@ -1,18 +1,66 @@
 """Prometheus: what the metrics of every process have in common.
 
+Each process registers its own in ``REGISTRY`` (the gateway in one per application). The processes
+of a Celery worker share theirs by files: where ``PROMETHEUS_MULTIPROC_DIR`` is set, what children
+counted is exposed by their parent, and outlives them.
+
 Labels never hold an id or a name that a user chose, so that the number of series stays bounded.
+The names, with their units and labels, are listed in ``docs/metrics.md``.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    GCCollector,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 NAMESPACE = "soundmill"
+MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120, 600)
+WORK_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 21600)
+
+REGISTRY = CollectorRegistry()
+
+STORE_SECONDS = Histogram(
+    "store_seconds",
+    "Time that an operation of the object store took, failed ones included.",
+    ["operation"],
+    namespace=NAMESPACE,
+    registry=REGISTRY,
+    buckets=REQUEST_BUCKETS_S,
+)
+STORE_ERRORS = Counter(
+    "store_errors",
+    "Operations of the object store that failed, by the code of the error.",
+    ["operation", "reason"],
+    namespace=NAMESPACE,
+    registry=REGISTRY,
+)
+DATABASE_ERRORS = Counter(
+    "database_errors",
+    "Transactions and queries that the database refused or did not answer.",
+    ["reason"],
+    namespace=NAMESPACE,
+    registry=REGISTRY,
+)
+BROKER_ERRORS = Counter(
+    "broker_errors",
+    "Times that Redis did not answer or refused.",
+    ["reason"],
+    namespace=NAMESPACE,
+    registry=REGISTRY,
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +80,18 @@ def new_registry() -> CollectorRegistry:
     return registry
 
 
-def expose(registry: CollectorRegistry) -> Exposition:
-    """Return the metrics of a registry as text."""
-    return Exposition(generate_latest(registry), CONTENT_TYPE_LATEST)
+def shared_registry(folder: str | None = None) -> CollectorRegistry:
+    """Return a registry of what all processes wrote that share a folder.
+
+    Args:
+        folder: Instead of that of ``PROMETHEUS_MULTIPROC_DIR``.
+    """
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=folder or os.environ[MULTIPROC_DIR])
+    return registry
+
+
+def expose(*registries: CollectorRegistry) -> Exposition:
+    """Return the metrics of registries, which have no name in common, as text."""
+    body = b"".join(generate_latest(registry) for registry in registries)
+    return Exposition(body, CONTENT_TYPE_LATEST)

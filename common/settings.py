@@ -82,6 +82,13 @@ class Settings(BaseSettings):
     torch_threads: int = Field(default=1, ge=1)
     device: str = "auto"  # "auto", "cpu" or "cuda"
 
+    # Watching: every process but the gateway, which has its own port, serves /metrics, /health and
+    # /ready here
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)  # None: not served; 0: any free
+    min_free_bytes: int = 1024**3  # of scratch and of a directory store; below, not ready
+    max_clock_skew_s: float = 5.0  # between a process, the database and Redis
+
     log_level: str = "INFO"
     log_json: bool = True
 
