@@ -87,7 +87,8 @@ def shared_registry(folder: str | None = None) -> CollectorRegistry:
         folder: Instead of that of ``PROMETHEUS_MULTIPROC_DIR``.
     """
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=folder or os.environ[MULTIPROC_DIR])
+    path = folder or os.environ[MULTIPROC_DIR]
+    MultiProcessCollector(registry, path=path)  # type: ignore[no-untyped-call]
     return registry
 
 
