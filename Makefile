@@ -3,6 +3,7 @@
 AUDIO ?=
 TORCH_BACKEND ?=
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 BENCH_ARGS ?=
 
 PY := .venv/bin/python
@@ -25,7 +26,7 @@ demo: $(ENV)  ## process a small generated archive, or AUDIO=path of your own
 	@$(PY) -m client.cli process $(if $(AUDIO),"$(AUDIO)",demo/soundscapes) --home demo/home
 
 test: $(ENV) $(S3_ENV)  ## run every test against servers that the tests start themselves
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 bench-pipeline: $(ENV)  ## throughput of a folder (AUDIO=path) against a plain loop, as JSON
 	@$(PY) -m tests.bench.pipeline "$(AUDIO)"
