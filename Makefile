@@ -14,7 +14,7 @@ PACKAGES := common services client tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench-pipeline bench-archive bench-upload lint format type env env-s3 constraints clean
+.PHONY: help demo test bench-pipeline bench-archive bench-upload bench-size lint format type env env-s3 constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ bench-archive: $(ENV) $(S3_ENV)  ## cost per file of archives, stages doing noth
 
 bench-upload: $(ENV) $(S3_ENV)  ## 2 GB through the gateway against writing to the store directly, as JSON
 	@$(PY) -m tests.bench.upload $(BENCH_ARGS)
+
+bench-size: $(ENV) $(S3_ENV)  ## what recordings and hours cost, and what archives need, as JSON (BENCH_ARGS=)
+	@$(PY) -m tests.bench.sizing $(BENCH_ARGS)
 
 lint: $(ENV)  ## check format and style
 	.venv/bin/ruff format --check .

@@ -1,4 +1,6 @@
-"""A whole Soundmill over no-op workers, in processes of its own: to be measured, or killed.
+"""A whole Soundmill in processes of its own: to be measured, or killed.
+
+Its workers do nothing (``worker-1``, ...) or are the real ones (``segmenter-1``, ...).
 
 ``embedded`` is SQLite and a directory without API keys, ``cluster`` is PostgreSQL and an S3 server
 with a key; Redis is real in both. The processes are those that the supervisor and the compose file
@@ -19,9 +21,10 @@ from pathlib import Path
 import httpx
 import psutil
 
+from client.stack import worker_arguments as real_worker_arguments
 from common import keys
 from common.db import make_engine, make_sessions
-from common.domain import Scope
+from common.domain import SERVICE_OF, Scope
 from common.migrate import migrate
 from common.settings import Settings
 from tests.bench import noop
@@ -29,6 +32,7 @@ from tests.servers import PostgresServer, Process, RedisServer, S3Server, free_p
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES = {name: ["-m", f"services.{name}"] for name in ("gateway", "dispatcher", "ingester")}
+REAL_WORKERS = {f"{service}-1": stage for stage, service in SERVICE_OF.items()}
 
 
 class Kind(StrEnum):
@@ -100,7 +104,9 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def worker_arguments(name: str) -> list[str]:
-    """Return Python's arguments that run a no-op worker, as the supervisor runs real ones."""
+    """Return Python's arguments that run a worker; one that does nothing as the real ones."""
+    if name in REAL_WORKERS:
+        return real_worker_arguments(REAL_WORKERS[name], name)
     options = ["--pool", "prefork", "--concurrency", "1", "--queues", ",".join(noop.QUEUES)]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO"]
     app = f"{noop.__name__}:app"
@@ -108,10 +114,11 @@ def worker_arguments(name: str) -> list[str]:
 
 
 @contextmanager
-def running(kind: Kind, workers: int = 1, **settings: object) -> Iterator[Rig]:
+def running(kind: Kind, workers: int | None = 1, **settings: object) -> Iterator[Rig]:
     """Start everything, empty; stop it and remove every file afterwards.
 
     Args:
+        workers: How many that do nothing; None: one real worker for each stage instead.
         settings: Settings of all processes beside those that the rig itself needs.
     """
     folder = new_folder("rig")
@@ -156,13 +163,15 @@ def running(kind: Kind, workers: int = 1, **settings: object) -> Iterator[Rig]:
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
             "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
             "REMAP_SIGTERM": "SIGQUIT",
         }
         all_settings = Settings.model_validate(values)
         headers = prepare_database(all_settings)
         rig = Rig(folder, all_settings, environment, redis, servers, headers)
         closing.append(lambda: stop(rig))
-        for name in [*SERVICES, *(f"worker-{number + 1}" for number in range(workers))]:
+        idle = [f"worker-{number + 1}" for number in range(workers or 0)]
+        for name in [*SERVICES, *(idle if workers is not None else REAL_WORKERS)]:
             rig.start(name)
         rig.wait_until_ready()
         yield rig
