@@ -18,6 +18,7 @@ SoundmillError
 │   └── ArtifactInvalid        a stored artifact cannot be read back
 ├── TransientError             a retry can help
 │   ├── StoreUnavailable       object store or network
+│   │   └── StoreRefused       it answers, but not to us; carries the store's own reason
 │   ├── DiskFull               no space for scratch files or artifacts
 │   ├── UrlUnreachable         a URL that does not answer (well) now
 │   └── OutOfMemory            the device or the host ran out of memory
@@ -127,6 +128,19 @@ class Outage(TransientError):
 
 class StoreUnavailable(Outage):
     code = "store_unavailable"
+
+
+class StoreRefused(StoreUnavailable):
+    """The store answers, but not to us: keys, bucket or clock are wrong.
+
+    ``reason`` is its own code for it, ``store_time_s`` its clock if it told it (seconds since 1970,
+    rounded down).
+    """
+
+    def __init__(self, reason: str, detail: str, store_time_s: float | None = None) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.store_time_s = store_time_s
 
 
 class DiskFull(Outage):

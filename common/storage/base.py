@@ -70,8 +70,11 @@ class ObjectStore(Protocol):
     def prepare(self) -> None:
         """Make the bucket or the directory if it is missing."""
 
-    def check(self) -> None:
-        """Return if the store can be used. Raises StoreUnavailable with the reason if not."""
+    def check(self) -> float | None:
+        """Return if the store can be reached: its own clock, where it has one.
+
+        That is in seconds since 1970, rounded down. Raises StoreUnavailable with the reason.
+        """
 
     def put_stream(
         self, key: str, reader: Readable, media_type: str, max_bytes: int | None = None

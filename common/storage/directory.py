@@ -45,10 +45,11 @@ class DirectoryStore(PartFolders):
             self._sweep()
             self.sweep_multiparts(ABANDONED_AFTER_S)
 
-    def check(self) -> None:
+    def check(self) -> float | None:
         usable = self.root.is_dir() and os.access(self.root, os.R_OK | os.W_OK | os.X_OK)
         if not usable:
             raise StoreUnavailable(f"{self.root} is not a directory or not writable")
+        return None
 
     def put_stream(
         self, key: str, reader: Readable, media_type: str, max_bytes: int | None = None

@@ -15,7 +15,7 @@ from pathlib import Path
 import urllib3
 from minio.datatypes import ListMultipartUploadsResult, Part
 
-from common.errors import NotFound, SoundmillError, StoreUnavailable
+from common.errors import NotFound, SoundmillError, StoreRefused
 from common.settings import Settings
 from common.storage.base import (
     BLOCK_BYTES,
@@ -30,12 +30,20 @@ from common.storage.base import (
     check_key,
     os_errors,
 )
-from common.storage.s3_client import PastTheEnd, make_client, make_pool, refusal, s3_errors
+from common.storage.s3_client import (
+    PastTheEnd,
+    make_client,
+    make_pool,
+    refusal,
+    s3_errors,
+    time_of,
+)
 
 MAX_PARTS = 10_000  # of one upload
 MIN_PART_BYTES = 8 << 20
 PARTS_AT_ONCE = 3  # sent while the next one is read: more costs memory and gains little
 SIGNED_FOR_S = 900
+NO_BUCKET = "NoSuchBucket"
 
 Parts = list[Part]
 Query = dict[str, str | list[str] | tuple[str]]
@@ -61,11 +69,18 @@ class S3Store:
             if not self._client.bucket_exists(self.bucket):
                 self._client.make_bucket(self.bucket, self._region)
 
-    def check(self) -> None:
-        with s3_errors("checking the bucket"):
-            exists = self._client.bucket_exists(self.bucket)
-        if not exists:
-            raise StoreUnavailable(f"bucket {self.bucket} does not exist")
+    def check(self) -> float | None:
+        # Not HEAD, as the client has it: refusals of that have no body that says why.
+        query: Query = {"list-type": "2", "max-keys": "1"}
+        try:
+            with s3_errors("checking the bucket"):
+                answer = self._client._execute("GET", self.bucket, query_params=query)
+        except StoreRefused as error:
+            if error.reason != NO_BUCKET:
+                raise
+            told = f"bucket {self.bucket} does not exist"
+            raise StoreRefused(NO_BUCKET, told, error.store_time_s) from error
+        return time_of(answer)
 
     def put_stream(
         self, key: str, reader: Readable, media_type: str, max_bytes: int | None = None

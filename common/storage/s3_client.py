@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from xml.etree.ElementTree import ParseError
 
 import urllib3
@@ -11,7 +13,7 @@ from minio import Minio
 from minio.error import MinioException, S3Error
 from urllib3.exceptions import HTTPError
 
-from common.errors import Conflict, DiskFull, NotFound, StoreUnavailable
+from common.errors import Conflict, DiskFull, NotFound, StoreRefused, StoreUnavailable
 from common.settings import Settings
 
 CONNECT_TIMEOUT_S = 5.0
@@ -76,6 +78,19 @@ def s3_errors(doing: str) -> Iterator[None]:
             raise PastTheEnd from error
         if error.response.status == INSUFFICIENT_STORAGE:
             raise DiskFull(f"the object store is full while {doing}") from error
-        raise StoreUnavailable(f"{error.code} ({error.message}) while {doing}") from error
+        told = f"{error.code} ({error.message}) while {doing}"
+        if error.response.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise StoreUnavailable(told) from error
+        raise StoreRefused(error.code or "", told, time_of(error.response)) from error
     except (MinioException, HTTPError) as error:
-        raise StoreUnavailable(f"{type(error).__name__} while {doing}") from error
+        # What urllib3 gave up for says more, and its text would name the signed address.
+        reason = getattr(error, "reason", None) or error
+        raise StoreUnavailable(f"{type(reason).__name__} while {doing}") from error
+
+
+def time_of(response: urllib3.BaseHTTPResponse) -> float | None:
+    """Return the time that a server put on its answer: seconds since 1970, rounded down."""
+    try:
+        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return None
