@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import replace
 from types import TracebackType
 from typing import TypeVar
@@ -57,7 +58,12 @@ class Keeper:
         self._lock = threading.Lock()  # of the fields above, held for a moment
         self._flushing = threading.Lock()  # one group after the other
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run,  # so that its log lines name the shard too
+            args=(self._keep,),
+            name="keeper",
+            daemon=True,
+        )
 
     def __enter__(self) -> Keeper:
         self._thread.start()
@@ -130,7 +136,7 @@ class Keeper:
         stale = end_runs(session, aged, self._settings) if aged else set()
         for end in aged:
             if end.claim.stage_run_id in stale and not isinstance(end, Dropped):
-                log.warning("end discarded", stage_run_id=end.claim.stage_run_id)
+                log.warning("end discarded", **end.claim.ids)
         if current is not None:
             claim, started = current
             session.execute(

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import exists, insert, select, update
 from sqlalchemy.orm import Session
 
+from common import traces
 from common.db import Artifact, Attempt, DbNow, Job, Recording, StageRun, new_id
 from common.domain import ENDED_STATES, STAGE_NEEDS, ArtifactKind, RunState, Stage
 from common.stage_io import AudioFacts
@@ -50,6 +51,20 @@ class Claim:
     earlier_key: str | None  # of an earlier attempt at this run
     upstream: tuple[StoredArtifact, ...] = ()  # of the runs this one builds on
     upstream_keys: tuple[str, ...] = ()  # of these runs, in pipeline order
+    shard_id: str | None = None
+    traceparent: str | None = None  # of the request that brought the recording
+
+    @property
+    def ids(self) -> dict[str, str | int | None]:
+        """Return what every log line about it holds."""
+        return {
+            "shard_id": self.shard_id,
+            "trace_id": traces.trace_id_of(self.traceparent),
+            "job_id": self.job_id,
+            "recording_id": self.recording_id,
+            "stage_run_id": self.stage_run_id,
+            "attempt": self.fence,
+        }
 
 
 @dataclass(frozen=True)
@@ -120,10 +135,12 @@ def _claims(session: Session, ids: Sequence[str]) -> list[Claim]:
             StageRun.recording_id,
             StageRun.failures,
             StageRun.idempotency_key,
+            StageRun.shard_id,
             Recording.name,
             Recording.object_key,
             Recording.sha256,
             Recording.params,
+            Recording.traceparent,
         )
         .join(Recording, Recording.id == StageRun.recording_id)
         .where(StageRun.id.in_(ids))
@@ -150,6 +167,8 @@ def _claims(session: Session, ids: Sequence[str]) -> list[Claim]:
             upstream_keys=tuple(
                 keys.get((run.recording_id, need.value), "") for need in STAGE_NEEDS[stage]
             ),
+            shard_id=run.shard_id,
+            traceparent=run.traceparent,
         )
         for run in rows
     ]

@@ -115,6 +115,7 @@ def run_shard(
         log.info("stale shard ignored", shard_id=message.shard_id, stage=message.stage)
         return
     with (
+        logs.bind(shard_id=message.shard_id),
         scratch_folder(settings.scratch_dir) as scratch,
         Keeper(around.sessions, around.readers, settings, claims) as keeper,
     ):
@@ -174,12 +175,7 @@ class _Shard(Generic[Model]):
     def _each(self) -> Iterator[Claim]:
         while self.waiting:
             claim = self.waiting[0]
-            with logs.bind(
-                job_id=claim.job_id,
-                recording_id=claim.recording_id,
-                stage_run_id=claim.stage_run_id,
-                attempt=claim.fence,
-            ):
+            with logs.bind(**claim.ids):
                 yield claim
             del self.waiting[0]
 
@@ -190,7 +186,8 @@ class _Shard(Generic[Model]):
             try:
                 params = canonical(parse_params(claim.params).of(claim.stage))
             except PermanentError as error:
-                self._fail(claim, error, Measures())
+                with logs.bind(**claim.ids):
+                    self._fail(claim, error, Measures())
                 continue
             keys[claim.stage_run_id] = idempotency_key(
                 claim.stage, claim.sha256, model.digest, params, claim.upstream_keys

@@ -14,7 +14,7 @@ WORKERS = ["segmenter", "classifier", "enhancer", "restorer"]
 SERVICES = ["gateway", "ingester", "dispatcher", *WORKERS]
 LAYERS = [
     {"domain", "errors", "labels", "names", "vocabulary"},
-    {"settings", "logs", "metrics", "monitor", "params", "sources"},
+    {"settings", "logs", "metrics", "monitor", "params", "sources", "traces"},
     {"db", "storage", "broker", "messages", "migrate", "migrations", "stage_io", "results"},
     {"quotas", "keys", "addresses", "egress", "garbage", "webhooks"},
     {"jobs", "runs", "spans"},
