@@ -31,7 +31,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 from sqlalchemy.sql.expression import FunctionElement
@@ -45,6 +45,7 @@ from common.domain import (
     SourceState,
     UploadState,
 )
+from common.metrics import DATABASE_ERRORS
 from common.settings import Settings
 
 ID_LENGTH = 32
@@ -456,8 +457,10 @@ def make_engine(settings: Settings) -> Engine:
         engine = create_engine(url, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_S})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
-        return engine
-    return create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=10)
+    else:
+        engine = create_engine(url, pool_pre_ping=True, pool_size=5, max_overflow=10)
+    event.listen(engine, "handle_error", _count_error)
+    return engine
 
 
 def make_sessions(engine: Engine) -> sessionmaker[Session]:
@@ -468,6 +471,11 @@ def make_sessions(engine: Engine) -> sessionmaker[Session]:
 def make_readers(engine: Engine) -> sessionmaker[Session]:
     """Return a factory of sessions that only read: they never wait for a writer."""
     return sessionmaker(engine.execution_options(**READ_ONLY), expire_on_commit=False)
+
+
+def _count_error(context: ExceptionContext) -> None:
+    error = context.sqlalchemy_exception or context.original_exception
+    DATABASE_ERRORS.labels(type(error).__name__).inc()
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.metadata import version
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     GCCollector,
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -30,11 +33,14 @@ MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
 REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120, 600)
 WORK_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 21600)
 
+# One more series for each counter, which nobody looks at.
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
 REGISTRY = CollectorRegistry()
 
 STORE_SECONDS = Histogram(
     "store_seconds",
-    "Time that an operation of the object store took, failed ones included.",
+    "Time that an operation of the object store took, without waiting for who sends or reads.",
     ["operation"],
     namespace=NAMESPACE,
     registry=REGISTRY,
@@ -61,6 +67,16 @@ BROKER_ERRORS = Counter(
     namespace=NAMESPACE,
     registry=REGISTRY,
 )
+BUILD_INFO = Gauge(
+    "build_info",
+    "Always 1: which version of which service this is.",
+    ["service", "version"],
+    namespace=NAMESPACE,
+    registry=REGISTRY,
+    multiprocess_mode="max",
+)
+DATABASE_REASONS = ("OperationalError", "IntegrityError", "DatabaseError")  # SQLAlchemy's words
+BROKER_REASONS = ("ConnectionError", "TimeoutError", "OperationalError", "ResponseError")
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,20 @@ class Exposition:
 
     body: bytes
     media_type: str
+
+
+def start_counting(service: str) -> None:
+    """Tell what runs here, and make counters of errors visible before the first error."""
+    BUILD_INFO.labels(service, version("soundmill")).set(1)
+    for reason in DATABASE_REASONS:
+        DATABASE_ERRORS.labels(reason)
+    for reason in BROKER_REASONS:
+        BROKER_ERRORS.labels(reason)
+
+
+def count_broker_error(error: Exception) -> None:
+    """Count that Redis did not answer or refused. Called where such an error is caught."""
+    BROKER_ERRORS.labels(type(error).__name__).inc()
 
 
 def new_registry() -> CollectorRegistry:

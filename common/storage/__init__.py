@@ -18,11 +18,13 @@ from common.storage.base import Readable as Readable
 from common.storage.base import StoredObject as StoredObject
 from common.storage.base import StoredPart as StoredPart
 from common.storage.directory import DirectoryStore
+from common.storage.measure import start_counting
 from common.storage.s3 import S3Store
 
 
 def open_store(settings: Settings) -> ObjectStore:
     """Return the store of ``settings.store_url``. Connects to nothing yet."""
+    start_counting()
     parts = urlsplit(settings.store_url)
     if parts.scheme == "file":
         return DirectoryStore(Path(unquote(parts.path)))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.errors import DiskFull, ObjectTooLarge, PartShort, StoreUnavailable
+from common.storage.measure import waiting
 
 BLOCK_BYTES = 1 << 20
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -179,7 +180,8 @@ class Hashing:
         parts: list[bytes] = []
         missing = size
         while missing > 0:
-            part = self._reader.read(missing)
+            with waiting():
+                part = self._reader.read(missing)
             if not part:
                 break
             self._sha256.update(part)
@@ -211,7 +213,8 @@ class Exactly:
         """Yield the bytes. Raises PartShort when the reader ends early."""
         while self._missing > 0:
             try:
-                block = self._reader.read(min(BLOCK_BYTES, self._missing))
+                with waiting():
+                    block = self._reader.read(min(BLOCK_BYTES, self._missing))
                 if not block:
                     raise PartShort(f"{self._missing} bytes are missing")
             except Exception as error:

@@ -23,6 +23,7 @@ from common.storage.base import (
     os_errors,
 )
 from common.storage.files import ABSENT, copy, found, rename, write_all
+from common.storage.measure import measured, measured_list, measured_stream
 from common.storage.parts import PartFolders
 
 ABANDONED_AFTER_S = 60.0
@@ -39,18 +40,21 @@ class DirectoryStore(PartFolders):
         super().__init__(root)
         self._partial = root / ".partial"  # no key begins with a dot
 
+    @measured("prepare")
     def prepare(self) -> None:
         with os_errors(f"preparing {self.root}"):
             self._partial.mkdir(parents=True, exist_ok=True)
             self._sweep()
             self.sweep_multiparts(ABANDONED_AFTER_S)
 
+    @measured("check")
     def check(self) -> float | None:
         usable = self.root.is_dir() and os.access(self.root, os.R_OK | os.W_OK | os.X_OK)
         if not usable:
             raise StoreUnavailable(f"{self.root} is not a directory or not writable")
         return None
 
+    @measured("put")
     def put_stream(
         self, key: str, reader: Readable, media_type: str, max_bytes: int | None = None
     ) -> StoredObject:
@@ -63,10 +67,12 @@ class DirectoryStore(PartFolders):
                     write_all(file, block)
         return source.stored(key, self.stat(key).etag)
 
+    @measured("put")
     def put_file(self, key: str, path: Path, media_type: str) -> StoredObject:
         with path.open("rb") as file:
             return self.put_stream(key, file, media_type)
 
+    @measured_stream("read")
     @contextmanager
     def open(
         self, key: str, start: int = 0, length: int | None = None
@@ -77,6 +83,7 @@ class DirectoryStore(PartFolders):
             file.seek(start)
             yield _blocks(file, key, length)
 
+    @measured("fetch")
     def fetch(self, key: str, path: Path) -> None:
         source = self._path(key)
         with found(f"fetching {key}"):
@@ -92,6 +99,7 @@ class DirectoryStore(PartFolders):
         path = self._path(key)
         return path if path.is_file() else None
 
+    @measured("stat")
     def stat(self, key: str) -> ObjectStat:
         with found(f"looking at {key}"):
             status = self._path(key).stat()
@@ -99,6 +107,7 @@ class DirectoryStore(PartFolders):
             raise NotFound(f"no object {key}")
         return ObjectStat(key, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
 
+    @measured("delete")
     def delete(self, key: str) -> None:
         path = self._path(key)
         with os_errors(f"deleting {key}"):
@@ -114,6 +123,7 @@ class DirectoryStore(PartFolders):
                 except OSError:  # not empty, or already gone
                     return
 
+    @measured_list("list")
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         if prefix:
             check_key(prefix.rstrip("/"))

@@ -32,6 +32,7 @@ from common.storage.base import (
     os_errors,
 )
 from common.storage.files import ABSENT, found, rename, sync_folder, write_all
+from common.storage.measure import measured, measured_list
 
 STORE_ID = re.compile(r"[0-9a-f]{32}")
 ARRIVED = re.compile(rb"(\d+) ([0-9a-f-]+)\n")
@@ -53,6 +54,7 @@ class PartFolders:
         self.root = root
         self._uploads = root / ".parts"  # no key begins with a dot
 
+    @measured("start_multipart")
     def start_multipart(self, key: str, media_type: str, part_bytes: int) -> str:
         check_key(key)
         store_id = os.urandom(16).hex()
@@ -66,6 +68,7 @@ class PartFolders:
             sync_folder(self._uploads)
         return store_id
 
+    @measured("put_part")
     def put_part(self, key: str, store_id: str, number: int, reader: Readable, size: int) -> str:
         folder = self._folder(key, store_id)
         doing = f"storing part {number} of {key}"
@@ -91,6 +94,7 @@ class PartFolders:
                     (folder / ABOUT).stat()  # gone when the upload was aborted meanwhile
         return etag
 
+    @measured("list_parts")
     def list_parts(self, key: str, store_id: str) -> StoredParts:
         folder = self._folder(key, store_id)
         parts: StoredParts = []
@@ -107,6 +111,7 @@ class PartFolders:
     def presign_part(self, key: str, store_id: str, number: int, expires_s: int) -> str | None:
         return None
 
+    @measured("complete_multipart")
     def complete_multipart(self, key: str, store_id: str, parts: Sequence[StoredPart]) -> None:
         folder = self._folder(key, store_id)
         doing = f"completing {key}"
@@ -124,6 +129,7 @@ class PartFolders:
                 rename(folder / DATA, self.root / key)
         self.abort_multipart(key, store_id)
 
+    @measured("abort_multipart")
     def abort_multipart(self, key: str, store_id: str) -> None:
         folder = self._folder(key, store_id)
         gone = self._uploads / f".{store_id}"  # whoever still writes finds the folder no more
@@ -131,6 +137,7 @@ class PartFolders:
             folder.replace(gone)
             shutil.rmtree(gone)
 
+    @measured_list("list_multiparts")
     def list_multiparts(self, older_than_s: float) -> Iterator[MultipartStat]:
         before = time.time() - older_than_s
         with os_errors("listing multipart uploads"):

@@ -30,6 +30,7 @@ from common.storage.base import (
     check_key,
     os_errors,
 )
+from common.storage.measure import measured, measured_list, measured_stream
 from common.storage.s3_client import (
     PastTheEnd,
     make_client,
@@ -64,11 +65,13 @@ class S3Store:
         public = settings.s3_public_endpoint
         self._public = make_client(settings, public, self._pool) if public else None
 
+    @measured("prepare")
     def prepare(self) -> None:
         with s3_errors("preparing the bucket"):
             if not self._client.bucket_exists(self.bucket):
                 self._client.make_bucket(self.bucket, self._region)
 
+    @measured("check")
     def check(self) -> float | None:
         # Not HEAD, as the client has it: refusals of that have no body that says why.
         query: Query = {"list-type": "2", "max-keys": "1"}
@@ -82,6 +85,7 @@ class S3Store:
             raise StoreRefused(NO_BUCKET, told, error.store_time_s) from error
         return time_of(answer)
 
+    @measured("put")
     def put_stream(
         self, key: str, reader: Readable, media_type: str, max_bytes: int | None = None
     ) -> StoredObject:
@@ -94,10 +98,12 @@ class S3Store:
             etag = self._put_whole(key, first, media_type)
         return source.stored(key, etag)
 
+    @measured("put")
     def put_file(self, key: str, path: Path, media_type: str) -> StoredObject:
         with path.open("rb") as file:
             return self.put_stream(key, file, media_type)
 
+    @measured_stream("read")
     @contextmanager
     def open(
         self, key: str, start: int = 0, length: int | None = None
@@ -119,6 +125,7 @@ class S3Store:
             response.close()  # drops the connection when not everything was read
             response.release_conn()
 
+    @measured("fetch")
     def fetch(self, key: str, path: Path) -> None:
         partial = path.with_name(f"{path.name}.partial")
         try:
@@ -133,17 +140,20 @@ class S3Store:
     def local_path(self, key: str) -> Path | None:
         return None
 
+    @measured("stat")
     def stat(self, key: str) -> ObjectStat:
         check_key(key)
         with s3_errors(f"looking at {key}"):
             found = self._client.stat_object(self.bucket, key)
         return ObjectStat(key, found.size or 0, found.etag or "")
 
+    @measured("delete")
     def delete(self, key: str) -> None:
         check_key(key)
         with s3_errors(f"deleting {key}"):
             self._client.remove_object(self.bucket, key)
 
+    @measured_list("list")
     def list(self, prefix: str = "") -> Iterator[ObjectStat]:
         with s3_errors(f"listing {prefix}"):
             for found in self._client.list_objects(self.bucket, prefix, recursive=True):
@@ -163,6 +173,7 @@ class S3Store:
                 },
             )
 
+    @measured("start_multipart")
     def start_multipart(self, key: str, media_type: str, part_bytes: int) -> str:
         check_key(key)
         with s3_errors(f"starting {key}"):
@@ -170,6 +181,7 @@ class S3Store:
                 self.bucket, key, {"Content-Type": media_type}
             )
 
+    @measured("put_part")
     def put_part(self, key: str, store_id: str, number: int, reader: Readable, size: int) -> str:
         # The client's own call holds a part in memory to sign it. A signed URL does not cover the
         # content, so the part can be passed on while it arrives.
@@ -200,6 +212,7 @@ class S3Store:
                 raise refusal(response)
         return response.headers["ETag"].strip('"')
 
+    @measured("list_parts")
     def list_parts(self, key: str, store_id: str) -> StoredParts:
         check_key(key)
         found: StoredParts = []
@@ -227,16 +240,19 @@ class S3Store:
                 extra_query_params=_part_query(store_id, number),
             )
 
+    @measured("complete_multipart")
     def complete_multipart(self, key: str, store_id: str, parts: Sequence[StoredPart]) -> None:
         check_key(key)
         with s3_errors(f"completing {key}"):
             self._complete(key, store_id, [Part(part.number, part.etag) for part in parts])
 
+    @measured("abort_multipart")
     def abort_multipart(self, key: str, store_id: str) -> None:
         check_key(key)
         with suppress(NotFound), s3_errors(f"aborting {key}"):
             self._client._abort_multipart_upload(self.bucket, key, store_id)
 
+    @measured_list("list_multiparts")
     def list_multiparts(self, older_than_s: float) -> Iterator[MultipartStat]:
         query: Query = {"uploads": ""}
         before = time.time() - older_than_s
