@@ -64,6 +64,11 @@ def healthy() -> None:
     """Stand for a process that has no loop of its own: it is alive when it answers."""
 
 
+def is_well(found: str) -> bool:
+    """Whether what a check found is no reason to be unready: ``ok``, or ``ok, but ...``."""
+    return found == OK or found.startswith(f"{OK}, but ")
+
+
 def unchecked() -> Mapping[str, str]:
     """Stand for a process that leans on nothing."""
     return {}
@@ -75,7 +80,7 @@ class Monitor:
     Args:
         expose: Makes the page of metrics.
         alive: Returns None, or a sentence why the process does not get on with its work.
-        checks: Returns by name "ok" or what is wrong. Called by one thread at a time; what takes
+        checks: Returns by name "ok", "ok, but ..." or what is wrong. Called by one thread at a time; what takes
             longer than ``CHECK_TIMEOUT_S`` counts as wrong.
     """
 
@@ -226,7 +231,7 @@ class _Pages:
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "stuck", "detail": reason})
         if path == "/ready":
             checks = dict(self._checker.results())
-            if all(text == OK for text in checks.values()):
+            if all(map(is_well, checks.values())):
                 return _json(HTTPStatus.OK, {"status": "ready", "checks": checks})
             return _json(HTTPStatus.SERVICE_UNAVAILABLE, {"status": "not_ready", "checks": checks})
         return _json(HTTPStatus.NOT_FOUND, {"status": "not_found"})

@@ -17,7 +17,7 @@ LAYERS = [
     {"settings", "logs", "metrics", "monitor", "params", "sources", "traces"},
     {"db", "storage", "broker", "messages", "migrate", "migrations", "stage_io", "results"},
     {"quotas", "keys", "addresses", "egress", "garbage", "webhooks"},
-    {"jobs", "runs", "spans"},
+    {"checks", "jobs", "runs", "spans"},
     {"release", "sharing"},
     {"ends"},
     {"keeper", "stage"},
