@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from client.commands import jobs, keys, process, results, stack, submit
+from client.commands import jobs, keys, metrics, process, results, stack, submit
 
 app = typer.Typer(
     name="soundmill",
@@ -24,6 +24,7 @@ for command in (
     jobs.watch,
     results.results,
     results.query,
+    metrics.metrics,
     jobs.retry,
     jobs.pause,
     jobs.resume,

@@ -21,6 +21,7 @@ class Table(StrEnum):
     EVENTS = "events"
     RECORDINGS = "recordings"
     ERRORS = "errors"
+    ATTEMPTS = "attempts"
     MANIFEST = "manifest"
 
 

@@ -18,6 +18,7 @@ whatever only looks, and whatever the gateway recognises as the same (``Idempote
 from __future__ import annotations
 
 from client.api.asynchronous import AsyncGateway
+from client.api.metrics import JobMetrics, StageMetrics
 from client.api.records import (
     Artifact,
     Delivery,
@@ -51,6 +52,7 @@ __all__ = [
     "Job",
     "JobError",
     "JobEvent",
+    "JobMetrics",
     "PartAddress",
     "ReceivedPart",
     "Recording",
@@ -58,6 +60,7 @@ __all__ = [
     "Retried",
     "Run",
     "Source",
+    "StageMetrics",
     "Tested",
     "Upload",
     "Webhook",

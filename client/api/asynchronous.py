@@ -181,6 +181,7 @@ class AsyncGateway(Connection):
 
     create_job = one(job_calls.create_job)
     job = one(job_calls.job)
+    job_metrics = one(job_calls.job_metrics)
     jobs = many(job_calls.jobs)
     change_job = one(job_calls.change_job)
     close_job = one(job_calls.close_job)

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from client.api.call import IDEMPOTENCY_KEY, Call, Pages, given, nothing
+from client.api.metrics import JobMetrics
 from client.api.records import Job, Retried
 from common.domain import JobState, Priority, Stage
 
@@ -53,6 +54,11 @@ def create_job(
 def job(job_id: str) -> Call[Job]:
     """Return a job and how far it is."""
     return Call("GET", f"/v1/jobs/{job_id}", Job.model_validate)
+
+
+def job_metrics(job_id: str) -> Call[JobMetrics]:
+    """Return what the work of a job took so far: attempts, waits, speeds, phases, memory."""
+    return Call("GET", f"/v1/jobs/{job_id}/metrics", JobMetrics.model_validate)
 
 
 def jobs(

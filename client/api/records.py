@@ -143,6 +143,7 @@ class Recording(Record):
     sha256: str | None = None
     custom_id: str | None = None
     labels: dict[str, str] | None = None
+    trace_id: str | None = None
     duration_s: float | None = None
     sample_rate: int | None = None
     channels: int | None = None

@@ -23,8 +23,9 @@ def download(recording_id: str, what: str, path: Path) -> Download:
 def export(job_id: str, what: str, **options: Any) -> Export:
     """Yield a result of a whole job as it comes.
 
-    ``what`` is ``events.csv``, ``recordings.parquet``, ``errors.jsonl``, ``manifest.jsonl``,
-    ``labels.zip`` with ``format="raven"``, ``artifacts.zip`` with ``kind=["mask"]`` and so on.
+    ``what`` is ``events.csv``, ``recordings.parquet``, ``errors.jsonl``, ``attempts.csv``,
+    ``manifest.jsonl``, ``labels.zip`` with ``format="raven"``, ``artifacts.zip`` with
+    ``kind=["mask"]`` and so on.
     """
     return Export(f"/v1/jobs/{job_id}/{what}", given(**options))
 

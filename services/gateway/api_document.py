@@ -33,6 +33,7 @@ TAGS = {
     "sources": "Archives, manifests, prefixes and lists of addresses.",
     "results": "Results of one recording.",
     "exports": "Results of a whole job, streamed.",
+    "measurements": "What the work of a job took.",
     "follow": "Server-sent events of a job.",
     "webhooks": "Who is told what happens to jobs.",
     "operations": "Health, readiness and metrics of the process.",

@@ -10,6 +10,8 @@ from anyio import to_thread
 from fastapi import FastAPI
 
 from common import logs
+from common.checks.observe import CheckMetrics
+from common.checks.start import checker_of
 from common.db import make_engine, make_readers, make_sessions
 from common.errors import SoundmillError
 from common.metrics import new_registry
@@ -26,6 +28,7 @@ from services.gateway.routes import (
     exports,
     follow,
     jobs,
+    measurements,
     operations,
     recordings,
     results,
@@ -45,6 +48,7 @@ ROUTES = (
     uploads,
     results,
     exports,
+    measurements,
     search,
     follow,
     webhooks,
@@ -59,6 +63,8 @@ def create_app(settings: Settings) -> FastAPI:
     registry = new_registry()
     metrics = HttpMetrics(registry)
     registry.register(RunMetrics(readers))
+    checker = checker_of(settings, "gateway")
+    registry.register(CheckMetrics(checker))
     around = Surroundings(
         settings=settings,
         sessions=make_sessions(engine),
@@ -75,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
         keyless=settings.embedded and is_loopback(settings.host),
         registry=registry,
         metrics=metrics,
+        checker=checker,
     )
 
     @asynccontextmanager
@@ -85,7 +92,6 @@ def create_app(settings: Settings) -> FastAPI:
             log.warning("object store not prepared", detail=str(error))
         yield
         await around.limiter.close()
-        around.checks.shutdown(wait=False, cancel_futures=True)
         around.redis.close()
         engine.dispose()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import AfterValidator
 from sqlalchemy.orm import Session, sessionmaker
 
+from common.checks import Checker
 from common.names import plain_text
 from common.settings import Settings
 from common.storage import ObjectStore
@@ -21,7 +21,8 @@ from services.gateway.bodies import Receiver
 from services.gateway.downloads import Room
 from services.gateway.keyring import Keyring
 from services.gateway.limits import RateLimiter
-from services.gateway.observe import HttpMetrics
+from services.gateway.measured import Measured
+from services.gateway.observe import HttpMetrics, bind_ids
 from services.gateway.problems import MEDIA_TYPE as PROBLEM_TYPE
 from services.gateway.schemas import ProblemOut
 
@@ -47,10 +48,11 @@ class Surroundings:
     keyless: bool  # the one user of this machine needs no key
     registry: CollectorRegistry
     metrics: HttpMetrics
+    checker: Checker
     receiver: Receiver = field(default_factory=Receiver)
-    checks: ThreadPoolExecutor = field(default_factory=partial(ThreadPoolExecutor, 6, "check"))
     calls: CapacityLimiter = field(default_factory=partial(CapacityLimiter, CALL_THREADS))
     exports: Room = field(default_factory=Room)
+    measured: Measured = field(default_factory=Measured)
 
 
 async def surroundings(request: Request) -> Surroundings:
@@ -71,4 +73,4 @@ problem = {"model": ProblemOut, "content": {PROBLEM_TYPE: {}}, "description": "A
 
 def new_router() -> APIRouter:
     """Return a router of version 1 of the API."""
-    return APIRouter(prefix="/v1", responses={"default": problem})
+    return APIRouter(prefix="/v1", responses={"default": problem}, dependencies=[Depends(bind_ids)])

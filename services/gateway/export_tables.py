@@ -1,7 +1,7 @@
-"""The tables of a whole job: events, recordings, errors. Their columns never change with the job.
+"""The tables of a whole job: events, recordings, errors, attempts.
 
-A row is there once what it tells about has been recorded; a job that has not ended has rows to
-come.
+Their columns never change with the job. A row is there once what it tells about has been recorded;
+a job that has not ended has rows to come.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from enum import StrEnum
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from common.db import Recording, Rejection, Source, StageRun
+from common.db import Attempt, Recording, Rejection, Source, StageRun
 from common.domain import RunState, SourceState, Stage
 from common.formats import tables
 from common.formats.tables import Column, Kind, Row
@@ -25,6 +25,28 @@ INGEST = "ingest"  # where entries of sources fail, before any stage
 REJECTED = "rejected"
 BROKEN = (RunState.FAILED, RunState.QUARANTINED)
 PIPELINE = [stage.value for stage in Stage]
+MEASURED = (  # columns of an attempt, as the database has them
+    Column("outcome", Kind.TEXT),
+    Column("error_code", Kind.TEXT),
+    Column("error_detail", Kind.TEXT),
+    Column("worker", Kind.TEXT),
+    Column("shard_id", Kind.TEXT),
+    Column("claimed_at", Kind.TIME),
+    Column("started_at", Kind.TIME),
+    Column("finished_at", Kind.TIME),
+    Column("queue_wait_s", Kind.NUMBER),
+    Column("download_s", Kind.NUMBER),
+    Column("decode_s", Kind.NUMBER),
+    Column("infer_s", Kind.NUMBER),
+    Column("encode_s", Kind.NUMBER),
+    Column("upload_s", Kind.NUMBER),
+    Column("audio_s", Kind.NUMBER),
+    Column("batch_size", Kind.INTEGER),
+    Column("device", Kind.TEXT),
+    Column("peak_memory_bytes", Kind.INTEGER),
+    Column("device_memory_bytes", Kind.INTEGER),
+    Column("model_digest", Kind.TEXT),
+)
 
 
 class TableFormat(StrEnum):
@@ -205,6 +227,31 @@ def _broken_runs(export: Export) -> Iterator[Row]:
         after = hit[-1].position
 
 
+def _attempt_rows(export: Export) -> Iterator[Row]:
+    return walk(export, _recordings_with_attempts)
+
+
+def _recordings_with_attempts(session: Session, page: Sequence[Recording]) -> Iterator[Row]:
+    recordings = {recording.id: recording for recording in page}
+    found = session.execute(
+        select(StageRun.recording_id, StageRun.stage, Attempt)
+        .join(Attempt, Attempt.stage_run_id == StageRun.id)
+        .where(StageRun.recording_id.in_(recordings))
+    ).all()
+    rows = [(recordings[of], stage, attempt) for of, stage, attempt in found]
+    rows.sort(key=lambda row: (row[0].position, PIPELINE.index(row[1]), row[2].number))
+    for recording, stage, attempt in rows:
+        yield (
+            recording.id,
+            recording.position,
+            recording.custom_id,
+            recording.name,
+            stage,
+            attempt.number,
+            *(getattr(attempt, column.name) for column in MEASURED),
+        )
+
+
 EVENTS = Table(
     "events",
     (
@@ -251,4 +298,17 @@ ERRORS = Table(
         Column("entry", Kind.INTEGER),
     ),
     _error_rows,
+)
+ATTEMPTS = Table(
+    "attempts",
+    (
+        Column("recording_id", Kind.TEXT),
+        Column("position", Kind.INTEGER),
+        Column("custom_id", Kind.TEXT),
+        Column("name", Kind.TEXT),
+        Column("stage", Kind.TEXT),
+        Column("number", Kind.INTEGER),
+        *MEASURED,
+    ),
+    _attempt_rows,
 )

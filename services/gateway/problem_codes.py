@@ -188,6 +188,7 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "get_job_events": MADE,
     "get_job_recordings": MADE,
     "get_job_errors": MADE,
+    "get_job_attempts": MADE,
     "get_job_manifest": MADE,
     "get_job_labels": MADE,
     "get_job_artifacts": MADE,

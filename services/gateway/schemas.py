@@ -50,7 +50,8 @@ class RunBrief(Out):
 class RecordingFacts(Out):
     """What is known about a recording itself. The last three once it has been decoded.
 
-    ``custom_id`` and ``labels`` are its owner's; ``entry`` is its place in its source.
+    ``custom_id`` and ``labels`` are its owner's; ``entry`` is its place in its source; ``trace_id``
+    is that of the request that brought it, and finds it in the logs of every service.
     """
 
     id: str
@@ -64,6 +65,7 @@ class RecordingFacts(Out):
     labels: Annotated[dict[str, str], BeforeValidator(_or_empty)]
     source_id: str | None
     entry: int | None
+    trace_id: str | None
     duration_s: float | None
     sample_rate: int | None
     channels: int | None
@@ -104,6 +106,7 @@ class AttemptOut(Out):
     batch_size: int | None
     device: str | None
     peak_memory_bytes: int | None
+    device_memory_bytes: int | None
     model_digest: str | None
 
 

@@ -83,6 +83,7 @@ def test_every_call(gateway: Gateway, tmp_path: Path) -> None:
         assert (job.deadline_at, job.retention_s) == (deadline_at, 3600.0)
         changed = await client.change_job(job.id, name="port", deadline_at=None)
         assert (changed.name, changed.deadline_at) == ("port", None)
+        assert (await client.job_metrics(job.id)).stages[Stage.SEGMENT].recordings_done == 0
         assert (await client.pause_job(job.id)).paused
         assert not (await client.resume_job(job.id)).paused
         found = await all_of(client.jobs(name="port", state=JobState.OPEN))

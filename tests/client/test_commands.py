@@ -144,7 +144,7 @@ def test_results_as_a_folder_and_as_files(gateway: Gateway, tmp_path: Path) -> N
     for format in ("parquet", "rttm", "raven", "audacity", "jams", "raven-zip", "jsonl"):
         said = as_json(gateway, "results", job_id, "--format", format, *into)
         assert Path(said["file"]).stat().st_size == said["size_bytes"] > 0
-    for table in ("recordings", "errors", "manifest"):
+    for table in ("recordings", "errors", "attempts", "manifest"):
         arguments = ["--table", table, "--format", "jsonl", "--out", str(tmp_path / table)]
         soundmill(gateway, "results", job_id, *arguments)
         for line in (tmp_path / table).read_text().splitlines():
@@ -153,6 +153,24 @@ def test_results_as_a_folder_and_as_files(gateway: Gateway, tmp_path: Path) -> N
         gateway, "results", job_id, "--format", "rttm", "--table", "errors", exit_code=2
     )
     assert "no errors table as rttm" in wrong.stderr
+
+
+@EMBEDDED
+def test_metrics_as_a_table_and_as_json(gateway: Gateway) -> None:
+    job_id = finished_job(gateway)
+    broken = gateway.upload(gateway.new_job(name="broken", stages=["segment"]))
+    gateway.fail(broken, Stage.SEGMENT)
+    found = as_json(gateway, "metrics", job_id)
+    assert found["stages"]["classify"]["audio_s"] == 3.5
+    lines = soundmill(gateway, "metrics", job_id).stdout.splitlines()
+    assert f"Job {job_id} (completed)" in lines[0]
+    cells = {line.split("  ")[0].strip(): line.split() for line in lines[1:]}
+    assert cells["recordings done"][-2:] == ["1", "1"]
+    assert cells["audio, s"][-2:] == ["3.5", "3.5"]
+    assert cells["models"][-2:] == ["d" * 12] * 2
+    said = soundmill(gateway, "metrics", "broken").stdout
+    assert "segment: 1 attempts permanent (audio_unreadable)" in said
+    soundmill(gateway, "metrics", "ab" * 16, exit_code=7)
 
 
 @EMBEDDED

@@ -137,7 +137,7 @@ class Gateway:
             artifacts.append(
                 StoredArtifact(kind, key, media_type, stored.size_bytes, stored.sha256)
             )
-        measures = Measures({"infer": 0.25}, 3.5, 4, "cpu", 1 << 20, "d" * 64)
+        measures = Measures({"infer": 0.25}, 3.5, 4, "cpu", 1 << 20, model_digest="d" * 64)
         with self.sessions.begin() as session:
             found = Reusable(tuple(artifacts), {"top": "dog"}, FACTS)
             end_runs(session, [Succeeded(claim, new_id() * 2, found, measures)], self.settings)

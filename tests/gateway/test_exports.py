@@ -359,13 +359,14 @@ def test_there_is_room_for_so_many_at_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 @STACKS
 def test_what_cannot_be_collected(gateway: Gateway) -> None:
-    for end in ("events.csv", "recordings.csv", "errors.csv", "manifest.jsonl", "events.rttm"):
+    tables = ("events.csv", "recordings.csv", "errors.csv", "attempts.csv")
+    for end in (*tables, "manifest.jsonl", "events.rttm"):
         problem(gateway.client.get(f"/v1/jobs/nope/{end}"), 404, "not_found")
     problem(gateway.client.get("/v1/jobs/nope/labels.zip?format=jams"), 404, "not_found")
     problem(gateway.client.get("/v1/jobs/nope/artifacts.zip?kind=mask"), 404, "not_found")
     job_id = gateway.new_job()
     problem(gateway.client.get(f"/v1/jobs/{job_id}/events.xlsx"), 422, "request_invalid")
-    for end in ("events", "recordings", "errors"):
+    for end in ("events", "recordings", "errors", "attempts"):
         assert three_tables(gateway, f"/v1/jobs/{job_id}/{end}") == []
     answer = gateway.client.get(f"/v1/jobs/{job_id}/events.rttm")
     assert (answer.status_code, answer.content) == (200, b"")

@@ -81,6 +81,14 @@ def get_job_errors(around: Around, caller: Reader, job_id: str, form: TableForma
     return _table(around, caller, job_id, export_tables.ERRORS, form)
 
 
+@router.get("/jobs/{job_id}/attempts.{form}", response_class=Response, responses=TABLE_DOCUMENTS)
+def get_job_attempts(
+    around: Around, caller: Reader, job_id: str, form: TableFormat
+) -> MadeResponse:
+    """Return every attempt at a stage of a recording in one table, with all that it measured."""
+    return _table(around, caller, job_id, export_tables.ATTEMPTS, form)
+
+
 @router.get(
     "/jobs/{job_id}/manifest.jsonl", response_class=Response, responses=documents([JSON_LINES])
 )
