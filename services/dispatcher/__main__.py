@@ -1,7 +1,8 @@
 """Runs the dispatcher until SIGTERM or SIGINT: ``python -m services.dispatcher``.
 
-Three threads: the dispatcher's own turn, the deliveries to webhooks, the sweeper. When one of them
-fails in a way that nobody foresaw, the process ends, and whoever watches it starts a new one.
+Four threads: the dispatcher's own turn, the deliveries to webhooks, the sweeper, the census. When
+one of them fails in a way that nobody foresaw, the process ends, and whoever watches it starts a
+new one. Another thread serves ``/metrics``, ``/health`` and ``/ready``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ from types import FrameType
 from typing import Protocol
 
 from common import logs
+from common.metrics import REGISTRY, expose, new_registry, start_counting
+from common.monitor import Monitor
 from common.settings import get_settings
+from services.dispatcher import observe
+from services.dispatcher.census import Census
 from services.dispatcher.loop import Dispatcher
 from services.dispatcher.sweeper import Sweeper
 from services.dispatcher.webhooks import Deliverer
@@ -49,19 +54,25 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
+    start_counting("dispatcher")
+    observe.start_counting()
+    process = new_registry()
     log.info("dispatcher started")
     with (
         closing(Dispatcher(settings)) as dispatcher,
         closing(Deliverer(settings)) as deliverer,
         closing(Sweeper(settings)) as sweeper,
+        closing(Census(settings)) as census,
+        Monitor(settings, lambda: expose(process, REGISTRY), dispatcher.pulse.why_not),
     ):
+        REGISTRY.register(census)
         others = [
             threading.Thread(
                 target=copy_context().run,  # so that its log lines name the service too
                 args=(run, part),
                 name=type(part).__name__.lower(),
             )
-            for part in (deliverer, sweeper)
+            for part in (deliverer, sweeper, census)
         ]
         for thread in others:
             thread.start()

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from common.db import DbNow, Job, Recording, Rejection, StageRun
 from common.domain import TERMINAL_STATES, JobState, RunState
+from services.dispatcher import observe
 from services.dispatcher.lifecycle import complete_job
 
 RATE_WINDOW_S = 20.0
@@ -97,6 +98,7 @@ def count_job(
     ready_to_end = job.state == JobState.CLOSED.value and counted.ended
     if job.finished_at is None and not ready_to_end and _tells(job, counted, rate):
         return
+    completed = False
     with sessions.begin() as session:
         locked = session.scalar(
             select(Job).where(Job.id == job_id).with_for_update(skip_locked=True)
@@ -110,9 +112,11 @@ def count_job(
         locked.rate = rate
         locked.counted_at = counted.at
         if counted.ended and counted.runs == locked.recordings * len(locked.stages):
-            complete_job(session, locked)
+            completed = complete_job(session, locked)
         if locked.finished_at is not None:
             rates.forget(job_id)
+    if completed:
+        observe.JOBS_ENDED.labels(JobState.COMPLETED.value).inc()
 
 
 def _look(session: Session, job: Job, now: float) -> Counted:

@@ -9,6 +9,8 @@ leaves the rest to the next one.
 from __future__ import annotations
 
 import time
+from collections import Counter
+from dataclasses import dataclass
 
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session, sessionmaker
@@ -17,6 +19,7 @@ from common import spans
 from common.db import DbNow, Job, Source
 from common.domain import JobEventKind, JobState, SourceState
 from common.jobs import has_work, record_event
+from services.dispatcher import observe
 
 ENDING_S = 0.2  # of one turn, at most and rounded up to whole spans: dispatching goes on meanwhile
 ACTIVE = (JobState.OPEN.value, JobState.CLOSED.value)
@@ -57,8 +60,9 @@ def end_jobs(
                 .where(Job.state.in_(ENDS), Job.finished_at.is_(None))
                 .order_by(Job.id)
             ).all()
-        more = [_end_next(sessions, job_id) for job_id in ending]
-        if not any(more):
+        steps = [_end_next(sessions, job_id) for job_id in ending]
+        observe.add(observe.JOBS_ENDED, Counter(step.ended for step in steps if step.ended))
+        if not any(step.more for step in steps):
             return
 
 
@@ -72,12 +76,20 @@ def complete_job(session: Session, job: Job) -> bool:
     return True
 
 
-def _end_next(sessions: sessionmaker[Session], job_id: str) -> bool:
-    """Cancel the next span of an ending job; return whether there is more to do at once."""
+@dataclass(frozen=True)
+class _Step:
+    """What one step came to: whether there is more to do at once, and the state that it ended."""
+
+    more: bool = False
+    ended: str | None = None
+
+
+def _end_next(sessions: sessionmaker[Session], job_id: str) -> _Step:
+    """Cancel the next span of an ending job."""
     with sessions.begin() as session:
         job = session.scalar(select(Job).where(Job.id == job_id).with_for_update(skip_locked=True))
         if job is None or job.state not in ENDS or job.finished_at is not None:
-            return False
+            return _Step()
         code = spans.DEADLINE_PASSED if job.state == JobState.EXPIRED.value else None
         _cancel_sources(session, job, code)
         for states in (spans.BUSY, spans.UNFINISHED):  # first what workers hold, so that they stop
@@ -85,12 +97,13 @@ def _end_next(sessions: sessionmaker[Session], job_id: str) -> bool:
             if span is not None:
                 spans.lock(session, span)
                 spans.cancel(session, span, states, code)
-                return True
-        if not has_work(session, job):
-            job.finished_at = session.scalar(select(DbNow()))
-            if job.deleted_at is None:
-                record_event(session, job, ENDS[job.state])
-        return False
+                return _Step(more=True)
+        if has_work(session, job):
+            return _Step()
+        job.finished_at = session.scalar(select(DbNow()))
+        if job.deleted_at is None:
+            record_event(session, job, ENDS[job.state])
+        return _Step(ended=job.state)
 
 
 def _cancel_sources(session: Session, job: Job, code: str | None) -> None:

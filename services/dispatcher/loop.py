@@ -20,12 +20,15 @@ from common.broker import make_app, publish, queue_lengths
 from common.db import make_engine, make_readers, make_sessions
 from common.domain import STAGE_NEEDS, Priority, Stage
 from common.messages import ShardMessage
+from common.metrics import count_broker_error
+from common.monitor import Pulse
 from common.settings import Settings
-from services.dispatcher import counters, lifecycle, recovery, shards
+from services.dispatcher import counters, lifecycle, observe, recovery, shards
 
 log = logs.get_logger(__name__)
 
 OUTAGE_PAUSE_S = 1.0
+TURN_WITHIN_S = 300.0  # a turn that takes longer hangs: SQLite alone makes writers wait for 60 s
 COUNTING_SHARE = 0.1  # at most this share of the time goes into counting
 
 
@@ -43,6 +46,7 @@ class Dispatcher:
         self.rates = counters.Rates()
         self.empty_queues = recovery.EmptyQueues()
         self.count_again_at = 0.0
+        self.pulse = Pulse("the dispatcher", TURN_WITHIN_S)
 
     def close(self) -> None:
         """Close every connection."""
@@ -53,10 +57,13 @@ class Dispatcher:
     def run(self, stop: threading.Event) -> None:
         """Take turns until ``stop`` is set."""
         while not stop.is_set():
+            self.pulse.beat()
             try:
-                published = self.turn()
+                with observe.TURN_SECONDS.time():
+                    published = self.turn()
             except (DBAPIError, redis.RedisError, BrokerError) as error:
                 log.warning("turn given up", error=type(error).__name__, detail=str(error))
+                _count_failure(error)
                 stop.wait(OUTAGE_PAUSE_S)
                 continue
             if not published:
@@ -83,8 +90,15 @@ class Dispatcher:
         with self.sessions.begin() as session:
             leases = recovery.recover_leases(session, self.settings)
             messages = recovery.recover_messages(session, empty, self.settings)
-        if leases or messages:
-            log.warning("taken back", expired_leases=leases, lost_messages=messages)
+        observe.add(observe.LEASES_EXPIRED, leases.expired)
+        observe.add(observe.QUARANTINED, leases.quarantined)
+        observe.add(observe.MESSAGES_LOST, messages)
+        if leases.expired or messages:
+            log.warning(
+                "taken back",
+                expired_leases=leases.expired.total(),
+                lost_messages=messages.total(),
+            )
 
     def dispatch(self, stage: Stage) -> int:
         """Fill the queues of one stage, keys and jobs in turn; return the shards published."""
@@ -117,6 +131,7 @@ class Dispatcher:
             with self.sessions.begin() as session:
                 recovery.return_shard(session, shard.id)
             raise
+        observe.note_shard(shard, self.settings)
         log.info(
             "shard published",
             shard_id=shard.id,
@@ -138,3 +153,11 @@ class Dispatcher:
         took_s = time.monotonic() - started
         pause_s = max(self.settings.count_interval_s, took_s / COUNTING_SHARE)
         self.count_again_at = time.monotonic() + pause_s
+
+
+def _count_failure(error: Exception) -> None:
+    if isinstance(error, DBAPIError):
+        observe.TURNS_FAILED.labels(observe.DATABASE).inc()
+    else:
+        observe.TURNS_FAILED.labels(observe.BROKER).inc()
+        count_broker_error(error)

@@ -7,8 +7,9 @@ recording that kills workers is alone; alone and killing again, it is quarantine
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import exists, or_, select, update
@@ -21,6 +22,14 @@ from common.settings import Settings
 
 MOST_AT_ONCE = 1_000
 LOST = "worker_lost"
+
+
+@dataclass(frozen=True)
+class TakenBack:
+    """How many runs of each stage lost their lease, and how many of them were quarantined."""
+
+    expired: Counter[str]
+    quarantined: Counter[str]
 
 
 class EmptyQueues:
@@ -55,8 +64,8 @@ def anything_lost(session: Session, empty: set[str], settings: Settings) -> bool
     )
 
 
-def recover_leases(session: Session, settings: Settings) -> int:
-    """Take back StageRuns whose lease has expired; return how many.
+def recover_leases(session: Session, settings: Settings) -> TakenBack:
+    """Take back StageRuns whose lease has expired; return how many of which stage.
 
     Runs that were in one shard count as lost together.
     """
@@ -73,6 +82,7 @@ def recover_leases(session: Session, settings: Settings) -> int:
         select(
             StageRun.id,
             StageRun.recording_id,
+            StageRun.stage,
             StageRun.fence,
             StageRun.shard_id,
             StageRun.crashes,
@@ -84,18 +94,21 @@ def recover_leases(session: Session, settings: Settings) -> int:
     by_shard: dict[str | None, list[Any]] = defaultdict(list)
     for run in rows:
         by_shard[run.shard_id].append(run)
+    quarantined: Counter[str] = Counter()
     for lost in by_shard.values():
         for run in lost:
-            _take_back(session, run, len(lost), settings)
-    return len(rows)
+            quarantined[run.stage] += _take_back(session, run, len(lost), settings)
+    return TakenBack(Counter(run.stage for run in rows), quarantined)
 
 
-def _take_back(session: Session, run: Any, shard_size: int, settings: Settings) -> None:
+def _take_back(session: Session, run: Any, shard_size: int, settings: Settings) -> bool:
+    """Take back one run; return whether it was quarantined."""
     alone = shard_size == 1
     crashes = run.crashes + alone
+    quarantined: bool = crashes >= settings.max_crashes_alone
     detail = f"worker {run.worker} stopped answering"
     change: dict[str, Any]
-    if crashes >= settings.max_crashes_alone:
+    if quarantined:
         change = {
             "state": RunState.QUARANTINED.value,
             "finished_at": DbNow(),
@@ -123,12 +136,13 @@ def _take_back(session: Session, run: Any, shard_size: int, settings: Settings) 
         )
         .execution_options(synchronize_session=False)
     )
-    if change["state"] == RunState.QUARANTINED.value:
+    if quarantined:
         release_downstream(session, [run.recording_id])
+    return quarantined
 
 
-def recover_messages(session: Session, empty: set[str], settings: Settings) -> int:
-    """Take back StageRuns whose message is lost; return how many.
+def recover_messages(session: Session, empty: set[str], settings: Settings) -> Counter[str]:
+    """Take back StageRuns whose message is lost; return how many of which stage.
 
     A run that is dispatched although its queue has been empty for a while has no message, nor has
     one that has waited longer than any queue should make it. Should the message turn up after
@@ -137,7 +151,7 @@ def recover_messages(session: Session, empty: set[str], settings: Settings) -> i
     Args:
         empty: Queues seen empty for ``lost_message_grace_s`` (see ``EmptyQueues``).
     """
-    taken = 0
+    taken: Counter[str] = Counter()
     for stage in Stage:
         for priority in Priority:
             grace_s = (
@@ -157,7 +171,7 @@ def recover_messages(session: Session, empty: set[str], settings: Settings) -> i
             ).all()
             if lost:
                 return_runs(session, StageRun.id.in_(lost))
-                taken += len(lost)
+                taken[stage.value] += len(lost)
     return taken
 
 

@@ -30,6 +30,7 @@ from common.db import (
 from common.domain import SourceState
 from common.sources import owned_object
 from common.storage import ObjectStore
+from services.dispatcher import observe
 
 log = logs.get_logger(__name__)
 
@@ -70,7 +71,10 @@ class JobRemover:
         for prefix in (f"recordings/{job_id}/", f"sources/{job_id}/"):  # what killed processes left
             self.delete_objects(found.key for found in self.store.list(prefix))
         with self.sessions.begin() as session:
-            session.execute(delete(Job).where(Job.id == job_id, Job.deleted_at.is_not(None)))
+            gone: Any = session.execute(
+                delete(Job).where(Job.id == job_id, Job.deleted_at.is_not(None))
+            )
+        observe.SWEPT.labels("job").inc(gone.rowcount)
         log.info("job removed", job_id=job_id)
         return True
 

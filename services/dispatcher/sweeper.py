@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 from sqlalchemy import delete, or_, select, update
 from sqlalchemy.exc import DBAPIError
@@ -33,6 +34,7 @@ from common.domain import ENDED_STATES, RunState, UploadState
 from common.errors import SoundmillError
 from common.settings import Settings
 from common.storage import open_store
+from services.dispatcher import observe
 from services.dispatcher.removal import JobRemover
 
 log = logs.get_logger(__name__)
@@ -108,6 +110,7 @@ class Sweeper:
                 .returning(Job.id)
                 .execution_options(synchronize_session=False)
             ).all()
+        observe.SWEPT.labels("retention").inc(len(gone))
         log.info("retention over", jobs=len(gone))
         return bool(gone)
 
@@ -148,6 +151,7 @@ class Sweeper:
         with self.sessions.begin() as session:
             for key, at in unused.items():  # not one that was given up again meanwhile
                 session.execute(delete(Garbage).where(Garbage.key == key, Garbage.created_at == at))
+        observe.SWEPT.labels("result").inc(len(unused))
         log.info("results removed", removed=len(unused), kept=len(used))
         return True
 
@@ -175,6 +179,7 @@ class Sweeper:
         self.delete_objects(upload.object_key for upload in aborted)
         with self.sessions.begin() as session:
             session.execute(delete(Upload).where(Upload.id.in_(over)))
+        observe.SWEPT.labels("upload").inc(len(aborted))
         log.info("uploads removed", aborted=len(aborted), used=len(uploads) - len(aborted))
         return True
 
@@ -188,6 +193,7 @@ class Sweeper:
         self._multiparts_at = time.monotonic() + MULTIPARTS_EVERY_S
         for left in self.store.list_multiparts(self.settings.upload_ttl_s + MULTIPARTS_EVERY_S):
             self.store.abort_multipart(left.key, left.store_id)
+            observe.SWEPT.labels("multipart").inc()
             log.info("upload in parts aborted", key=left.key)
         return False
 
@@ -204,7 +210,8 @@ class Sweeper:
             (IdempotencyKey.owner == row.owner) & (IdempotencyKey.key == row.key) for row in found
         ]
         with self.sessions.begin() as session:
-            session.execute(delete(IdempotencyKey).where(or_(*rows), old))
+            forgotten: Any = session.execute(delete(IdempotencyKey).where(or_(*rows), old))
+        observe.SWEPT.labels("request").inc(forgotten.rowcount)
         return len(found) == ROWS_AT_ONCE
 
     def delete_objects(self, keys: Iterable[str]) -> None:

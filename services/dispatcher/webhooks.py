@@ -32,6 +32,7 @@ from common.db import (
 from common.domain import DeliveryState
 from common.settings import Settings
 from common.webhooks import Answer
+from services.dispatcher import observe
 
 log = logs.get_logger(__name__)
 
@@ -179,14 +180,17 @@ class Deliverer:
 
     def _record(self, due: Due, answer: Answer) -> None:
         change: dict[str, Any] = {"status_code": answer.status_code}
+        outcome = observe.FAILED
         pauses_s = self.settings.webhook_retries_s
         if answer.error is None:
+            outcome = observe.DELIVERED
             change |= {
                 "state": DeliveryState.DELIVERED.value,
                 "delivered_at": DbNow(),
                 "error": None,
             }
         elif answer.again and due.attempt <= len(pauses_s):
+            outcome = observe.RETRIED
             pause_s = pauses_s[due.attempt - 1] * random.uniform(1.0, 1.0 + MAX_JITTER)  # noqa: S311
             change |= {"next_attempt_at": DbNow() + pause_s, "error": answer.error[:ERROR_LENGTH]}
         else:
@@ -197,7 +201,7 @@ class Deliverer:
         with self.sessions.begin() as session:
             if answer.status_code == GONE:
                 _disable(session, due.webhook_id)
-            session.execute(
+            recorded: Any = session.execute(
                 update(WebhookDelivery)
                 .where(
                     WebhookDelivery.id == due.delivery_id,
@@ -206,8 +210,9 @@ class Deliverer:
                 )
                 .values(**change)
             )
-            if answer.status_code == GONE:
-                _fail_pending(session, due.webhook_id)
+            given_up = _fail_pending(session, due.webhook_id) if answer.status_code == GONE else 0
+        observe.WEBHOOK_DELIVERIES.labels(outcome).inc(recorded.rowcount)
+        observe.WEBHOOK_DELIVERIES.labels(observe.FAILED).inc(given_up)
 
 
 def _disable(session: Session, webhook_id: str) -> None:
@@ -220,9 +225,10 @@ def _disable(session: Session, webhook_id: str) -> None:
     log.warning("webhook disabled", webhook_id=webhook_id)
 
 
-def _fail_pending(session: Session, webhook_id: str) -> None:
-    session.execute(
+def _fail_pending(session: Session, webhook_id: str) -> int:
+    failed: Any = session.execute(
         update(WebhookDelivery)
         .where(WebhookDelivery.webhook_id == webhook_id, PENDING)
         .values(state=DeliveryState.FAILED.value, error="the webhook is disabled")
     )
+    return int(failed.rowcount)

@@ -163,7 +163,7 @@ def expire(sessions: sessionmaker[Session], settings: Settings) -> int:
             .values(lease_expires_at=DbNow() - 1.0)
         )
     with sessions.begin() as session:
-        return recovery.recover_leases(session, settings)
+        return recovery.recover_leases(session, settings).expired.total()
 
 
 def test_a_shard_that_kills_its_worker_is_halved_until_the_killer_is_alone_and_quarantined(
