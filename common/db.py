@@ -47,6 +47,7 @@ from common.domain import (
 )
 from common.metrics import DATABASE_ERRORS
 from common.settings import Settings
+from common.traces import trace_id_of
 
 ID_LENGTH = 32
 SQLITE_BUSY_TIMEOUT_S = 60
@@ -345,6 +346,10 @@ class Recording(Base):
     duration_s: Mapped[float | None] = mapped_column(Double)
     sample_rate: Mapped[int | None] = mapped_column(Integer)
     channels: Mapped[int | None] = mapped_column(Integer)
+
+    @property
+    def trace_id(self) -> str | None:
+        return trace_id_of(self.traceparent)
 
 
 class StageRun(Base):

@@ -58,6 +58,7 @@ class NewRecording:
     params: dict[str, Any] | None = None
     source_id: str | None = None
     entry: int | None = None
+    traceparent: str | None = None  # of the request that brought it
 
 
 def recording_key(job_id: str, recording_id: str) -> str:
@@ -111,6 +112,7 @@ def add_recordings(session: Session, job: Job, new: Sequence[NewRecording], most
                 "params": recording.params,
                 "source_id": recording.source_id,
                 "entry": recording.entry,
+                "traceparent": recording.traceparent,
             }
         )
         for stage in map(Stage, job.stages):

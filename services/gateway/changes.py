@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import spans
+from common import spans, traces
 from common.db import DbNow, Job, Rejection, Source
 from common.domain import (
     ENDED_STATES,
@@ -231,6 +231,7 @@ def _take_rejections(session: Session, job: Job) -> int:
                 name="entries tried again",
                 spec={"items": [rejection.again for rejection in found]},
                 total=len(found),
+                traceparent=traces.current(),
             )
         )
         session.execute(delete(Rejection).where(Rejection.id.in_([r.id for r in found])))

@@ -17,10 +17,11 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common import logs
+from common import logs, traces
 from common.db import StageRun, new_id
 from common.domain import TERMINAL_STATES, RunState
 from common.metrics import NAMESPACE, REQUEST_BUCKETS_S
+from common.traces import Kind, Span
 from services.gateway import problems
 
 log = logs.get_logger(__name__)
@@ -126,10 +127,17 @@ class RunMetrics:
         return [runs, backlog]
 
 
-class Observed:
-    """Wraps the application: every request gets an id, a log line, metrics, and an answer.
+async def bind_ids(request: Request) -> None:
+    """Add the ids in a request's path (``job_id``, ``recording_id``) to its log lines."""
+    logs.bind_on(**_path_ids(request))
 
-    An error that nobody foresaw is logged here with the id that the answer holds.
+
+class Observed:
+    """Wraps the application: every request gets ids, a log line, metrics, a span, and an answer.
+
+    The trace id is that of a valid ``traceparent``, else a new one; the answer tells it in
+    ``traceresponse``. An error that nobody foresaw is logged here with the ids that the answer
+    holds.
     """
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
@@ -143,19 +151,26 @@ class Observed:
         request = Request(scope, receive)
         given = request.headers.get("x-request-id", "")
         request.state.request_id = given if REQUEST_ID.fullmatch(given) else new_id()
+        above = traces.from_headers(request.headers.getlist("traceparent"))
         status = 0
 
         async def send_observed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                name = (b"x-request-id", request.state.request_id.encode())
-                message["headers"] = [*message.get("headers", []), name]
+                ids = [
+                    (b"x-request-id", request.state.request_id.encode()),
+                    (b"traceresponse", str(span.trace).encode()),
+                ]
+                message["headers"] = [*message.get("headers", []), *ids]
             await send(message)
 
         started = time.perf_counter()
         with (
-            logs.bind(request_id=request.state.request_id),
+            traces.span(
+                request.method, above, Kind.SERVER, sent=scope["path"] not in QUIET_ROUTES
+            ) as span,
+            logs.bind(request_id=request.state.request_id, trace_id=span.trace.trace_id),
             self._metrics.in_progress.track_inprogress(),
         ):
             try:
@@ -168,13 +183,14 @@ class Observed:
                     response = problems.respond(request, problems.internal_error())
                     await response(scope, receive, send_observed)
             finally:
-                self._record(request, status, time.perf_counter() - started)
+                self._record(request, status, time.perf_counter() - started, span)
 
-    def _record(self, request: Request, status: int, seconds: float) -> None:
+    def _record(self, request: Request, status: int, seconds: float, span: Span) -> None:
         method = request.method if request.method in METHODS else "OTHER"
         route = getattr(request.scope.get("route"), "path", "unmatched")
         self._metrics.requests.labels(method, route, str(status or "none")).inc()
         self._metrics.seconds.labels(method, route).observe(seconds)
+        ids = _path_ids(request)
         tell = log.debug if route in QUIET_ROUTES and status < HTTPStatus.BAD_REQUEST else log.info
         tell(
             "request",
@@ -183,4 +199,26 @@ class Observed:
             route=route,
             status=status,
             seconds=round(seconds, 4),
+            **ids,
         )
+        span.rename(f"{method} {route}")
+        span.note(
+            {
+                "http.request.method": method,
+                "http.route": route,
+                "http.response.status_code": status or None,
+                "soundmill.request_id": request.state.request_id,
+                **{f"soundmill.{name}": value for name, value in ids.items()},
+            }
+        )
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            span.fail(str(status))
+
+
+def _path_ids(request: Request) -> dict[str, str]:
+    """Return the ids in a path, as far as they look like some."""
+    return {
+        name: value
+        for name, value in request.path_params.items()
+        if name.endswith("_id") and isinstance(value, str) and REQUEST_ID.fullmatch(value)
+    }

@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from common import logs, quotas
+from common import logs, quotas, traces
 from common.db import Job, Source, new_id
 from common.domain import SourceKind, UploadState
 from common.errors import Conflict, NotFound, SoundmillError
@@ -269,6 +269,7 @@ def _add(session: Session, job: Job, source_id: str, plan: _Plan) -> None:
             name=plan.name,
             spec=plan.spec.model_dump(mode="json"),
             total=total,
+            traceparent=traces.current(),
         )
     )
 

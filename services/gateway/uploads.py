@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 from sqlalchemy.exc import DBAPIError
 
-from common import logs
+from common import logs, traces
 from common.db import new_id
 from common.errors import SoundmillError
 from common.jobs import NewRecording, recording_key
@@ -87,6 +87,7 @@ class Taker:
                 uploads.done,
                 self.settings.max_recordings_per_job,
             )
+        uploads.log_stored()
         return job_id
 
     def take_recording(
@@ -112,6 +113,7 @@ class Taker:
                 described,
                 self.settings.max_recordings_per_job,
             )
+        uploads.log_stored()
         return upload.id
 
 
@@ -157,9 +159,26 @@ class _Uploads:
         recording_id = new_id()
         key = recording_key(self._job_id, recording_id)
         stored = self._store.put_stream(key, reader, MEDIA_TYPE, self._max_bytes)
-        upload = NewRecording(recording_id, name, key, stored.size_bytes, stored.sha256)
+        upload = NewRecording(
+            recording_id,
+            name,
+            key,
+            stored.size_bytes,
+            stored.sha256,
+            traceparent=traces.current(),
+        )
         self.done.append(upload)
         return upload
+
+    def log_stored(self) -> None:
+        """Tell which recordings there are now."""
+        for upload in self.done:
+            log.info(
+                "recording stored",
+                job_id=self._job_id,
+                recording_id=upload.id,
+                size_bytes=upload.size_bytes,
+            )
 
     @contextmanager
     def removed_on_error(self) -> Iterator[None]:

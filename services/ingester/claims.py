@@ -58,6 +58,7 @@ class Hold:
     stages: tuple[str, ...]
     dry_run: bool
     interactive: bool
+    traceparent: str | None = None  # of the request that added it
     halted: threading.Event = field(default_factory=threading.Event, compare=False)
 
 
@@ -98,6 +99,7 @@ def claim(session: Session, worker: str, settings: Settings, interactive_only: b
         stages=tuple(job.stages),
         dry_run=job.dry_run,
         interactive=job.priority == Priority.INTERACTIVE.value,
+        traceparent=source.traceparent,
     )
 
 

@@ -10,11 +10,12 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from hashlib import sha256
 
 from sqlalchemy.exc import OperationalError
 
-from common import logs
+from common import logs, traces
 from common.errors import (
     InternalError,
     NotFound,
@@ -28,6 +29,7 @@ from common.jobs import recording_key
 from common.settings import Settings
 from common.sources import MAY_PASS, ArchiveSpec, ManifestSpec, owned_object, parse_spec
 from common.storage import ObjectStore
+from common.traces import Kind
 from services.ingester import claims
 from services.ingester.batches import MAX_BATCH, Outcome, record
 from services.ingester.claims import MAX_LOSSES, Hold, JobEnded, Sessions
@@ -62,7 +64,14 @@ class Reading:
         self._sessions = sessions
         self._store = store
         self._locators = locators
-        self._pool = ThreadPoolExecutor(settings.ingest_threads, "store")
+        self._ids = {
+            "source_id": hold.source_id,
+            "job_id": hold.job_id,
+            "trace_id": traces.trace_id_of(hold.traceparent),
+        }
+        self._pool = ThreadPoolExecutor(
+            settings.ingest_threads, "store", initializer=partial(logs.bind_on, **self._ids)
+        )
         self.hold = hold
         self._taker = Taker(settings, store, hold)
         self._tally = Tally()
@@ -74,10 +83,12 @@ class Reading:
         self._pace: float | None = None
         self._pace_at = 0.0
         self._progressed = False
+        self._outcome = "dropped"  # unless it ends in one of the other ways
 
     def run(self) -> None:
         """Read until the source ends or ``hold.halted`` is set; never raises."""
-        with logs.bind(source_id=self.hold.source_id, job_id=self.hold.job_id):
+        parent = traces.parse(self.hold.traceparent)
+        with logs.bind(**self._ids), traces.span("read source", parent, Kind.CONSUMER) as span:
             try:
                 self._read_to_an_end()
             except Exception:  # the lease expires, then another pass follows
@@ -85,6 +96,20 @@ class Reading:
             finally:
                 self._drop_pending()
                 self._pool.shutdown()
+                span.note(self._facts())
+                if self._outcome in ("failed", "dropped"):
+                    span.fail(self._outcome)
+
+    def _facts(self) -> dict[str, str | int]:
+        """Return what a span tells of this pass."""
+        return {
+            "soundmill.source_id": self.hold.source_id,
+            "soundmill.job_id": self.hold.job_id,
+            "soundmill.kind": self.hold.kind.value,
+            "soundmill.entries": self._cursor - self.hold.entries,
+            "soundmill.recordings": self._recordings - self.hold.recordings,
+            "soundmill.outcome": self._outcome,
+        }
 
     def _read_to_an_end(self) -> None:
         hold = self.hold
@@ -94,13 +119,16 @@ class Reading:
             self._read()
             with self._sessions.begin() as session:
                 claims.end(session, hold, dict(self._tally.left_out))
+            self._outcome = "done"
             log.info("source read", entries=self._cursor)
             self._delete_owned()
         except JobEnded:
             self._cancel()
         except StaleFence:
+            self._outcome = "lost"
             log.warning("source is held by another ingester")
         except Halted:
+            self._outcome = "given_back"
             with self._sessions.begin() as session:
                 claims.give_back(session, hold)
         except SourceInvalid as error:
@@ -192,6 +220,12 @@ class Reading:
             recorded = record(
                 session, self.hold, self._outcomes, self._tally.total, self._settings, estimate
             )
+        log.info(
+            "recordings stored",
+            first_entry=self._outcomes[0].number,
+            next_entry=recorded.cursor,
+            recordings=recorded.recordings,
+        )
         self._cursor = recorded.cursor
         self._recordings += recorded.recordings
         self._outcomes.clear()
@@ -213,6 +247,7 @@ class Reading:
         return Estimate(self._pace, self._settings.max_duration_s)
 
     def _fail(self, code: str, detail: str) -> None:
+        self._outcome = "failed"
         log.warning("source cannot be read", code=code, detail=detail)
         try:
             with self._sessions.begin() as session:
@@ -233,11 +268,13 @@ class Reading:
             code = error.code if isinstance(error, SoundmillError) else "source_unavailable"
             self._fail(code, str(error))
             return
+        self._outcome = "postponed"
         log.warning("source is postponed", failures=failures, detail=str(error))
         with self._sessions.begin() as session:
             claims.postpone(session, self.hold, self._settings, failures)
 
     def _cancel(self) -> None:
+        self._outcome = "cancelled"
         with self._sessions.begin() as session:
             given_up = claims.cancel(session, self.hold)
         if given_up.unread:

@@ -121,6 +121,7 @@ class Taker:
             params,
             hold.source_id,
             entry.number,
+            hold.traceparent,
         )
         return Taken(
             entry.number, name, entry.custom_id, entry.again, entry.mark, recording=recording

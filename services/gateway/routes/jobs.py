@@ -12,6 +12,7 @@ from anyio import to_thread
 from fastapi import Request, Response
 from pydantic import AwareDatetime, BeforeValidator
 
+from common import logs
 from common.domain import JobState, Priority
 from services.gateway import changes, job_queries, service
 from services.gateway.access import Caller, Reader, Submitter
@@ -102,6 +103,7 @@ async def post_job(
             f"Send application/json or {FORM}.",
         )
     job_id = await around.receiver.run(body, lambda body: once.make(partial(take, body)))
+    logs.bind_on(job_id=job_id)
     if media_type == FORM:
         around.metrics.upload_bytes.inc(body.size_bytes)
     response.headers["Location"] = f"/v1/jobs/{job_id}"

@@ -11,6 +11,7 @@ from fastapi import Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
+from common import logs
 from common.domain import RunState, Stage
 from common.names import CustomId, Labels
 from services.gateway import queries
@@ -77,6 +78,7 @@ async def post_recording(
         )
 
     recording_id = await around.receiver.run(body, take)
+    logs.bind_on(recording_id=recording_id)
     around.metrics.upload_bytes.inc(body.size_bytes)
     response.headers["Location"] = f"/v1/recordings/{recording_id}"
     return await to_thread.run_sync(_facts, around, caller, recording_id)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from fastapi import Depends, Header, Path, Query, Request, Response
 
+from common import logs
 from common.names import CleanName
 from services.gateway.access import Caller, Reader, Submitter
 from services.gateway.bodies import Body
@@ -113,6 +114,7 @@ async def post_source(
         )
     body = Body(request, around.receiver)
     source = await around.receiver.run(body, make)
+    logs.bind_on(source_id=source.id)
     if media_type != JSON:
         around.metrics.upload_bytes.inc(body.size_bytes)
     response.headers["Location"] = f"/v1/jobs/{job_id}/sources/{source.id}"
