@@ -80,8 +80,8 @@ class Monitor:
     Args:
         expose: Makes the page of metrics.
         alive: Returns None, or a sentence why the process does not get on with its work.
-        checks: Returns by name "ok", "ok, but ..." or what is wrong. Called by one thread at a time; what takes
-            longer than ``CHECK_TIMEOUT_S`` counts as wrong.
+        checks: Returns by name "ok", "ok, but ..." or what is wrong. Called by one thread at a
+            time; what takes longer than ``CHECK_TIMEOUT_S`` counts as wrong.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import DBAPIError
 
 from common import keys, logs
+from common.checks.start import require
 from common.db import make_engine, make_readers
 from common.settings import Settings, get_settings
 from services.gateway.app import create_app
@@ -75,12 +76,13 @@ def require_key(settings: Settings) -> None:
 
 
 def main() -> None:
-    """Serve. Exits with one of ``EXIT_...`` and a sentence when it may not or cannot listen."""
+    """Serve. Exits with a sentence when it may not or cannot: see ``common.checks.start``."""
     signal.signal(signal.SIGTERM, _leave)
     signal.signal(signal.SIGINT, _leave)
     settings = get_settings()
     logs.configure(settings, "gateway")
     log = logs.get_logger(__name__)
+    require(settings, "gateway", await_all=not is_loopback(settings.host))
     require_key(settings)
     where = f"{settings.host}:{settings.port}"
     try:

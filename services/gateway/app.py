@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import redis
 from anyio import to_thread
 from fastapi import FastAPI
 
 from common import logs
+from common.checks.observe import CheckMetrics
+from common.checks.start import checker_of
 from common.checks.observe import CheckMetrics
 from common.checks.start import checker_of
 from common.db import make_engine, make_readers, make_sessions
@@ -40,7 +41,6 @@ from services.gateway.routes import (
 
 log = logs.get_logger(__name__)
 
-REDIS_TIMEOUT_S = 2.0
 ROUTES = (
     jobs,
     recordings,
@@ -65,16 +65,13 @@ def create_app(settings: Settings) -> FastAPI:
     registry.register(RunMetrics(readers))
     checker = checker_of(settings, "gateway")
     registry.register(CheckMetrics(checker))
+    checker = checker_of(settings, "gateway")
+    registry.register(CheckMetrics(checker))
     around = Surroundings(
         settings=settings,
         sessions=make_sessions(engine),
         readers=readers,
         store=open_store(settings),
-        redis=redis.Redis.from_url(
-            settings.redis_url.get_secret_value(),
-            socket_timeout=REDIS_TIMEOUT_S,
-            socket_connect_timeout=REDIS_TIMEOUT_S,
-        ),
         keyring=Keyring(readers),
         limiter=RateLimiter(settings.redis_url.get_secret_value(), settings.requests_per_minute),
         streams=Streams(readers),
@@ -92,7 +89,6 @@ def create_app(settings: Settings) -> FastAPI:
             log.warning("object store not prepared", detail=str(error))
         yield
         await around.limiter.close()
-        around.redis.close()
         engine.dispose()
 
     app = FastAPI(

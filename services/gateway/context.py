@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import redis
 from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Query, Request
 from prometheus_client import CollectorRegistry
 from pydantic import AfterValidator
 from sqlalchemy.orm import Session, sessionmaker
 
+from common.checks import Checker
 from common.checks import Checker
 from common.names import plain_text
 from common.settings import Settings
@@ -41,7 +41,6 @@ class Surroundings:
     sessions: sessionmaker[Session]
     readers: sessionmaker[Session]
     store: ObjectStore
-    redis: redis.Redis
     keyring: Keyring
     limiter: RateLimiter
     streams: Streams

@@ -21,19 +21,33 @@ from common.settings import Settings
 from tests.gateway.conftest import STACKS, Gateway, problem
 from tests.servers import RedisServer, free_port
 
+CHECKS = ("database", "schema", "redis", "redis_policy", "store", "clock", "disk")
+
+
+def until_ready(gateway: Gateway, ready: bool) -> httpx.Response:
+    """Return the first answer of /ready that is so: it is a few seconds old at most."""
+    deadline = time.monotonic() + 30
+    while (answer := gateway.client.get("/ready")).is_success is not ready:
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.05)
+    return answer
+
 
 @STACKS
 def test_health_and_readiness(gateway: Gateway, redis_server: RedisServer) -> None:
     assert gateway.get("/health") == {"status": "ok"}
-    well = {"database": "ok", "redis": "ok", "store": "ok"}
+    well = dict.fromkeys(CHECKS, "ok")
     assert gateway.get("/ready") == {"status": "ready", "checks": well}
     redis_server.kill()
-    document = problem(gateway.client.get("/ready"), 503, "not_ready")
-    assert document["checks"] == well | {"redis": "ConnectionError"}
+    document = problem(until_ready(gateway, False), 503, "not_ready")
+    assert document["checks"] == well | {
+        "redis": f"nothing listens at 127.0.0.1:{redis_server.port}",
+        "redis_policy": "ok, but it cannot be told: Redis cannot be used",
+    }
     assert "redis" in document["detail"]
     assert gateway.get("/health") == {"status": "ok"}
     redis_server.start()
-    assert gateway.get("/ready")["status"] == "ready"
+    assert until_ready(gateway, True).json()["checks"] == well
 
 
 @pytest.mark.parametrize(
@@ -43,12 +57,25 @@ def test_readiness_names_what_is_missing(gateway: Gateway) -> None:
     shutil.rmtree(gateway.settings.home / "objects")
     with gateway.sessions.begin() as session:
         session.connection().exec_driver_sql("ALTER TABLE job RENAME TO gone")
-    document = problem(gateway.client.get("/ready"), 503, "not_ready")
-    assert {name: found == "ok" for name, found in document["checks"].items()} == {
-        "database": False,
-        "redis": True,
-        "store": False,
-    }
+    document = problem(until_ready(gateway, False), 503, "not_ready")
+    wrong = {name for name, found in document["checks"].items() if found != "ok"}
+    assert wrong == {"schema", "store"}
+    assert document["checks"]["schema"] == "tables are missing: job"
+
+
+@pytest.mark.parametrize(
+    ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
+)
+def test_metrics_of_the_checks(gateway: Gateway) -> None:
+    found = dict(
+        line.rsplit(" ", 1)
+        for line in gateway.client.get("/metrics").text.splitlines()
+        if line[:1] != "#"
+    )
+    assert {found[f'soundmill_ready{{check="{name}"}}'] for name in CHECKS} == {"1.0"}
+    assert abs(float(found['soundmill_clock_skew_seconds{of="redis"}'])) < 5
+    for place in ("scratch", "store", "database"):
+        assert float(found[f'soundmill_disk_free_bytes{{place="{place}"}}']) > 0
 
 
 @STACKS

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import TimeoutError as CheckTimeout
 from http import HTTPStatus
 
 from fastapi import APIRouter, Response
-from sqlalchemy import select
 
-from common.db import Job
-from common.errors import SoundmillError
+from common.checks.start import readiness
 from common.metrics import expose
-from services.gateway.context import Around, Surroundings, problem
+from common.monitor import is_well
+from services.gateway.context import Around, problem
 from services.gateway.problems import Problem
 from services.gateway.schemas import Health, Ready
-
-CHECK_TIMEOUT_S = 3.0
 
 router = APIRouter()
 
@@ -28,26 +24,18 @@ def health() -> Health:
 
 @router.get("/ready", responses={503: problem})
 def ready(around: Around) -> Ready:
-    """Tell whether database, Redis and object store answer; 503 says which does not."""
-    checks = {"database": _check_database, "redis": _check_redis, "store": _check_store}
-    waiting = {name: around.checks.submit(check, around) for name, check in checks.items()}
-    found = {}
-    for name, check in waiting.items():
-        try:
-            found[name] = check.result(CHECK_TIMEOUT_S)
-        except CheckTimeout:
-            check.cancel()
-            found[name] = f"no answer within {CHECK_TIMEOUT_S:.0f} s"
-        except SoundmillError as error:
-            found[name] = str(error)
-        except Exception as error:  # whatever a driver raises: its kind says enough
-            found[name] = type(error).__name__
-    failed = [name for name, outcome in found.items() if outcome != "ok"]
-    if failed:
+    """Tell whether all that the gateway leans on is well; 503 says what is not.
+
+    Each check is `ok`, `ok, but ...` with what somebody should know, or what is wrong. Answers are
+    a few seconds old at most.
+    """
+    found = readiness(around.checker.report(), "gateway")
+    wrong = [name for name, text in found.items() if not is_well(text)]
+    if wrong:
         raise Problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "not_ready",
-            f"Not usable: {', '.join(failed)}.",
+            f"Not usable: {', '.join(wrong)}.",
             checks=found,
         )
     return Ready(status="ready", checks=found)
@@ -58,19 +46,3 @@ def metrics(around: Around) -> Response:
     """Return the metrics as Prometheus reads them."""
     page = expose(around.registry)
     return Response(page.body, media_type=page.media_type)
-
-
-def _check_database(around: Surroundings) -> str:
-    with around.readers() as session:
-        session.scalar(select(Job.id).limit(1))
-    return "ok"
-
-
-def _check_redis(around: Surroundings) -> str:
-    around.redis.ping()
-    return "ok"
-
-
-def _check_store(around: Surroundings) -> str:
-    around.store.check()
-    return "ok"
