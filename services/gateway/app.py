@@ -11,8 +11,6 @@ from fastapi import FastAPI
 from common import logs
 from common.checks.observe import CheckMetrics
 from common.checks.start import checker_of
-from common.checks.observe import CheckMetrics
-from common.checks.start import checker_of
 from common.db import make_engine, make_readers, make_sessions
 from common.errors import SoundmillError
 from common.metrics import new_registry
@@ -63,8 +61,6 @@ def create_app(settings: Settings) -> FastAPI:
     registry = new_registry()
     metrics = HttpMetrics(registry)
     registry.register(RunMetrics(readers))
-    checker = checker_of(settings, "gateway")
-    registry.register(CheckMetrics(checker))
     checker = checker_of(settings, "gateway")
     registry.register(CheckMetrics(checker))
     around = Surroundings(

@@ -13,7 +13,6 @@ from pydantic import AfterValidator
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.checks import Checker
-from common.checks import Checker
 from common.names import plain_text
 from common.settings import Settings
 from common.storage import ObjectStore
