@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -77,7 +78,12 @@ def readiness(report: Report, service: str) -> dict[str, str]:
 
 
 def require(
-    settings: Settings, service: str, stop: threading.Event | None = None, await_all: bool = False
+    settings: Settings,
+    service: str,
+    stop: threading.Event | None = None,
+    *,
+    beat: Callable[[], None] | None = None,
+    await_database: bool = False,
 ) -> None:
     """Return when a service may go to work.
 
@@ -86,11 +92,12 @@ def require(
 
     Args:
         stop: Ends the waiting; the caller finds it set.
-        await_all: Wait for the database too where the service would not.
+        beat: Called now and then while it waits.
+        await_database: Wait for the database also where the service would not.
     """
     os.environ.setdefault("PGAPPNAME", f"soundmill-{service}")
     needs = needs_of(service)
-    awaits = needs.awaits | ({"database"} if await_all else set())
+    awaits = needs.awaits | ({"database"} if await_database else set())
     stop = stop or threading.Event()
     checker = Checker(settings, needs.parts, timeout_s=START_TIMEOUT_S)
     said: list[str] = []
@@ -104,6 +111,8 @@ def require(
         tell(report, said, bool(missing))
         if not missing or stop.wait(AGAIN_S):
             return
+        if beat is not None:
+            beat()
         turn += 1
         if turn % SAY_AGAIN_TURNS == 0:
             said.clear()

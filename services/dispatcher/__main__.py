@@ -16,6 +16,8 @@ from types import FrameType
 from typing import Protocol
 
 from common import logs
+from common.checks.observe import CheckMetrics
+from common.checks.start import checker_of, readiness, require
 from common.metrics import REGISTRY, expose, new_registry, start_counting
 from common.monitor import Monitor
 from common.settings import get_settings
@@ -35,7 +37,7 @@ class Part(Protocol):
 
 
 def main() -> None:
-    """Dispatch. Exits with 1 when a part of it fails."""
+    """Dispatch. Exits with 1 when a part of it fails, or as ``common.checks.start`` says."""
     settings = get_settings()
     logs.configure(settings, "dispatcher")
     stop = threading.Event()
@@ -57,14 +59,22 @@ def main() -> None:
     start_counting("dispatcher")
     observe.start_counting()
     process = new_registry()
+    checker = checker_of(settings, "dispatcher")
+    process.register(CheckMetrics(checker))
     log.info("dispatcher started")
     with (
         closing(Dispatcher(settings)) as dispatcher,
         closing(Deliverer(settings)) as deliverer,
         closing(Sweeper(settings)) as sweeper,
         closing(Census(settings)) as census,
-        Monitor(settings, lambda: expose(process, REGISTRY), dispatcher.pulse.why_not),
+        Monitor(
+            settings,
+            lambda: expose(process, REGISTRY),
+            dispatcher.pulse.why_not,
+            lambda: readiness(checker.report(), "dispatcher"),
+        ),
     ):
+        require(settings, "dispatcher", stop, beat=dispatcher.pulse.beat)
         REGISTRY.register(census)
         others = [
             threading.Thread(

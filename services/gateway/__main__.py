@@ -82,7 +82,7 @@ def main() -> None:
     settings = get_settings()
     logs.configure(settings, "gateway")
     log = logs.get_logger(__name__)
-    require(settings, "gateway", await_all=not is_loopback(settings.host))
+    require(settings, "gateway", await_database=not is_loopback(settings.host))
     require_key(settings)
     where = f"{settings.host}:{settings.port}"
     try:
