@@ -1,30 +1,29 @@
-"""Health of a dispatcher or worker container: exits 0 if database and Redis answer.
+"""Health of a container: exits 0 when the process in it turns, else 1 and says why.
 
-The process itself is watched by the container engine; what it cannot see is whether the process can
-reach what it needs.
+Asks the process's own /health; what it cannot reach is told by /ready, and starting it anew would
+not help there. ``python healthcheck.py [PATH]``: /health or /ready.
 """
 
 from __future__ import annotations
 
-import redis
-from sqlalchemy import create_engine, text
+import os
+import sys
+import urllib.error
+import urllib.request
 
-from common.settings import get_settings
-
-TIMEOUT_S = 4
+TIMEOUT_S = 5.0
 
 
 def main() -> None:
-    settings = get_settings()
-    broker = redis.Redis.from_url(
-        settings.redis_url.get_secret_value(),
-        socket_timeout=TIMEOUT_S,
-        socket_connect_timeout=TIMEOUT_S,
-    )
-    broker.ping()
-    engine = create_engine(settings.database_url.get_secret_value())
-    with engine.connect() as connection:
-        connection.execute(text("SELECT 1"))
+    path = sys.argv[1] if len(sys.argv) > 1 else "/health"
+    port = os.environ.get("SOUNDMILL_METRICS_PORT") or os.environ.get("SOUNDMILL_PORT", "8420")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # not by a proxy
+    try:
+        opener.open(f"http://127.0.0.1:{port}{path}", timeout=TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{path} answers {error.code}: {error.read(2000).decode(errors='replace')}")
+    except OSError as error:
+        sys.exit(f"no answer from port {port}: {error}")
 
 
 if __name__ == "__main__":
