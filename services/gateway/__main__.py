@@ -15,7 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy.exc import DBAPIError
 
-from common import keys, logs
+from common import keys, logs, traces
 from common.checks.start import require
 from common.db import make_engine, make_readers
 from common.settings import Settings, get_settings
@@ -106,9 +106,11 @@ def main() -> None:
             timeout_graceful_shutdown=SHUTDOWN_S,
             server_header=False,
         )
+        traces.configure("gateway")
         try:
             Server(config).run(sockets=[server_socket])
         finally:
+            traces.shutdown()
             log.info("gateway stopped")
 
 

@@ -7,7 +7,7 @@ import threading
 from contextlib import closing
 from types import FrameType
 
-from common import logs
+from common import logs, traces
 from common.settings import get_settings
 from services.ingester.loop import Ingester
 
@@ -24,8 +24,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, ask_to_stop)
     signal.signal(signal.SIGINT, ask_to_stop)
     log.info("ingester started")
+    traces.configure("ingester")
     with closing(Ingester(settings)) as ingester:
         ingester.run(stop)
+    traces.shutdown()
     log.info("ingester stopped")
 
 
