@@ -30,6 +30,7 @@ from client.children import Child, ending, importable_environment, kill_leftover
 from client.errors import PortInUse, StackFailed
 from client.home import Home, StackState
 from common.domain import SERVICE_OF, Priority, Stage, queue_name
+from common.monitor import is_well
 from common.settings import Settings
 
 STARTED_WITHIN_S = 180.0
@@ -239,9 +240,15 @@ class Supervisor:
         if gateway.process is None or not listens(gateway.process.pid, self.state.port):
             return False
         try:
-            return httpx.get(f"{self.state.url}/ready", timeout=5, trust_env=False).is_success
+            answer = httpx.get(f"{self.state.url}/ready", timeout=5, trust_env=False)
         except httpx.HTTPError:
             return False
+        if answer.is_success:
+            return True
+        short = only_lacks_room(answer)
+        if short:
+            self.say(f"make room on the disk, or jobs will wait for it: {short}")
+        return short is not None
 
     def _wait_for(self, child: Child, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + STARTED_WITHIN_S
@@ -297,6 +304,18 @@ class Supervisor:
 def lost_its_port(gateway: Child) -> bool:
     """Whether the gateway ended because its port was taken."""
     return gateway.process is not None and gateway.process.poll() == os.EX_UNAVAILABLE
+
+
+def only_lacks_room(answer: httpx.Response) -> str | None:
+    """Return what a gateway says of its disk, if that alone keeps it from being ready.
+
+    It must come up then, so that jobs can be deleted.
+    """
+    try:
+        wrong = {n: text for n, text in answer.json()["checks"].items() if not is_well(text)}
+    except (ValueError, KeyError, AttributeError):
+        return None
+    return wrong["disk"] if set(wrong) == {"disk"} else None
 
 
 def listens(pid: int, port: int) -> bool:

@@ -32,6 +32,11 @@ def kombu_url(redis_url: str) -> str:
     return f"redis+socket://{parts.path}?virtual_host={db}"
 
 
+def client_name(service: str) -> str:
+    """Return the name under which a service's connections appear in Redis' ``CLIENT LIST``."""
+    return f"soundmill-{service}"
+
+
 def make_app(settings: Settings, service: str | None = None) -> Celery:
     """Return the Celery app of a worker service, or of the dispatcher when ``service`` is None.
 
@@ -62,6 +67,7 @@ def make_app(settings: Settings, service: str | None = None) -> Celery:
             "queue_order_strategy": "priority",
             "socket_keepalive": True,
             "health_check_interval": 10,
+            "client_name": client_name(service or "dispatcher"),
         },
     )
     if service is not None:
