@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -133,18 +133,6 @@ class Span:
 
             self._recorded.set_status(Status(StatusCode.ERROR, why))
 
-    def add_child(self, name: str, began_at_s: float, took_s: float) -> None:
-        """Add a span below this one that has ended already. Times are seconds since 1970."""
-        tracer = None if self._recorded is None else _tracer()
-        if tracer is None:
-            return
-        from opentelemetry.trace import set_span_in_context
-
-        child = tracer.start_span(
-            name, set_span_in_context(self._recorded), start_time=_nanoseconds(began_at_s)
-        )
-        child.end(_nanoseconds(began_at_s + took_s))
-
 
 @contextmanager
 def span(
@@ -178,8 +166,52 @@ def span(
             opened._recorded.end()
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Work that is over, and how long its parts took. ``began_at_s`` is in seconds since 1970."""
+
+    began_at_s: float
+    took_s: float
+    parts_s: Mapping[str, float] = field(default_factory=dict)
+
+
+def record(
+    name: str,
+    parent: Trace | None,
+    kind: Kind,
+    stretch: Stretch,
+    attributes: Attributes,
+    error: str | None = None,
+) -> None:
+    """Send a span for work that is over, and one below it for each of its parts.
+
+    The parts may have taken turns many times; they are shown one after the other, each as long as
+    it took in all.
+    """
+    tracer = _tracer()
+    if tracer is None:
+        return
+    from opentelemetry.trace import set_span_in_context
+
+    done = _open(tracer, name, parent, kind, _present(attributes), stretch.began_at_s)
+    if error is not None:
+        done.fail(error)
+    within = set_span_in_context(done._recorded)
+    at_s = stretch.began_at_s
+    for part, took_s in stretch.parts_s.items():
+        shown = tracer.start_span(part, within, start_time=_nanoseconds(at_s))
+        at_s += took_s
+        shown.end(_nanoseconds(at_s))
+    done._recorded.end(_nanoseconds(stretch.began_at_s + stretch.took_s))
+
+
 def _open(
-    tracer: Any, name: str, parent: Trace | None, kind: Kind, attributes: dict[str, Any]
+    tracer: Any,
+    name: str,
+    parent: Trace | None,
+    kind: Kind,
+    attributes: dict[str, Any],
+    began_at_s: float | None = None,
 ) -> Span:
     from opentelemetry import trace as otel
     from opentelemetry.context import Context
@@ -189,7 +221,8 @@ def _open(
         flags = otel.TraceFlags(SAMPLED if parent.sampled else 0)
         above = otel.SpanContext(int(parent.trace_id, 16), int(parent.span_id, 16), True, flags)
         context = otel.set_span_in_context(otel.NonRecordingSpan(above), context)
-    recorded = tracer.start_span(name, context, otel.SpanKind[kind], attributes)
+    at = None if began_at_s is None else _nanoseconds(began_at_s)
+    recorded = tracer.start_span(name, context, otel.SpanKind[kind], attributes, start_time=at)
     found = recorded.get_span_context()
     trace = Trace(
         f"{found.trace_id:032x}", f"{found.span_id:016x}", bool(found.trace_flags & SAMPLED)

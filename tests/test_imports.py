@@ -15,12 +15,15 @@ SERVICES = ["gateway", "ingester", "dispatcher", *WORKERS]
 LAYERS = [
     {"domain", "errors", "labels", "names", "vocabulary"},
     {"settings", "logs", "metrics", "monitor", "params", "sources", "traces"},
+    {"draining", "scratch", "shared_metrics"},
     {"db", "storage", "broker", "messages", "migrate", "migrations", "stage_io", "results"},
     {"quotas", "keys", "addresses", "egress", "garbage", "webhooks"},
     {"checks", "jobs", "runs", "spans"},
     {"release", "sharing"},
-    {"ends"},
+    {"ends", "stage_traces"},
+    {"stage_metrics"},
     {"keeper", "stage"},
+    {"worker"},
 ]
 MODEL_FILES = ["config", "model", "train", "evaluate", "infer", "tasks"]
 

@@ -87,10 +87,10 @@ def test_without_opentelemetry_a_span_is_its_ids() -> None:
         with traces.span("inner", outer.trace) as inner:
             inner.note({"anything": 1})
             inner.fail("a reason")
-            inner.add_child("phase", 0.0, 1.0)
             assert traces.current() == str(inner.trace)
         assert traces.current() == str(outer.trace)
     assert traces.current() is None
+    traces.record("over", above, traces.Kind.CONSUMER, traces.Stretch(0.0, 1.0, {"a": 1.0}), {})
     with pytest.raises(KeyError), traces.span("fails", None):
         raise KeyError("x")
     assert traces.current() is None
