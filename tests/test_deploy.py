@@ -1,85 +1,59 @@
-"""The deployment files: valid, and every reference in them leads somewhere."""
+"""Images of a deployment: what they copy exists, they do not run as root, tools find no fault."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
 
+from common.metrics import MULTIPROC_DIR
 from common.settings import Settings
+from tests.deployment import DOCKERFILE, ROOT, stages
 
-ROOT = Path(__file__).parent.parent
-COMPOSE = ROOT / "docker-compose.yml"
-DOCKERFILE = ROOT / "deploy" / "Dockerfile"
-
-
-@pytest.fixture(scope="module")
-def compose() -> dict[str, Any]:
-    content: dict[str, Any] = YAML(typ="safe").load(COMPOSE)
-    return content
+TOOLS = Path(sys.executable).parent
 
 
-def test_compose_file_fits_the_schema() -> None:
-    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
-    done = subprocess.run([*command, str(COMPOSE)], capture_output=True, text=True, check=False)
+def test_hadolint_finds_no_fault_in_the_dockerfile() -> None:
+    done = subprocess.run([TOOLS / "hadolint", DOCKERFILE], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_variable_has_a_default_or_is_in_the_example() -> None:
-    example = (ROOT / ".env.example").read_text()
-    known = set(re.findall(r"^(\w+)=", example, re.MULTILINE))
-    used = set(re.findall(r"(?<!\$)\$\{(\w+)", COMPOSE.read_text()))
-    assert used == known
-
-
-def test_who_is_waited_for_exists_and_can_be_healthy(compose: dict[str, Any]) -> None:
-    services = compose["services"]
-    for service in services.values():
-        for name, how in service.get("depends_on", {}).items():
-            assert name in services
-            if how["condition"] == "service_healthy":
-                assert "healthcheck" in services[name]
-
-
-def test_long_running_services_have_health_checks(compose: dict[str, Any]) -> None:
-    without = {name for name, s in compose["services"].items() if "healthcheck" not in s}
-    assert without == {"migrate"}
-
-
-def test_images_are_built_from_stages_that_exist(compose: dict[str, Any]) -> None:
-    stages = set(re.findall(r"^FROM \S+ AS (\S+)$", DOCKERFILE.read_text(), re.MULTILINE))
-    targets = {s["build"]["target"] for s in compose["services"].values() if "build" in s}
-    assert targets == {"gateway", "worker"}
-    assert targets <= stages
-
-
 def test_images_do_not_run_as_root() -> None:
-    assert "USER 10001" in DOCKERFILE.read_text()
+    assert {stages()[name].user for name in ("gateway", "worker")} == {"10001:10001"}
 
 
-def test_named_volumes_are_declared(compose: dict[str, Any]) -> None:
-    for service in compose["services"].values():
-        for volume in service.get("volumes", []):
-            source, _, target = volume.partition(":")
-            assert source.startswith("/") if not target else source in compose["volumes"]
+def test_the_base_is_pinned_to_a_release() -> None:
+    assert re.search(r"^ARG PYTHON=3\.\d+\.\d+-slim-\w+$", DOCKERFILE.read_text(), re.MULTILINE)
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), re.MULTILINE)
+    assert {base for base in bases if ":" in base} == {"python:${PYTHON}"}
 
 
-def test_only_the_gateway_is_published_and_only_on_loopback(compose: dict[str, Any]) -> None:
-    ports = {name: s["ports"] for name, s in compose["services"].items() if "ports" in s}
-    assert list(ports) == ["gateway"]
-    assert all(port.startswith("127.0.0.1:") for port in ports["gateway"])
+def test_the_gateways_image_is_made_without_the_workers_packages() -> None:
+    text = DOCKERFILE.read_text()
+    gateway = text[text.index("AS build-gateway") : text.index("AS build-worker")]
+    assert "worker" not in gateway
+    assert "torch" not in gateway
+    assert "COPY --from=build-worker" not in text[: text.index("FROM runtime AS worker")]
 
 
-def test_settings_that_are_given_exist(compose: dict[str, Any]) -> None:
+def test_what_images_set_is_known() -> None:
     fields = {f"SOUNDMILL_{name.upper()}" for name in Settings.model_fields}
-    for service in compose["services"].values():
-        given = {name for name in service.get("environment", {}) if name.startswith("SOUNDMILL_")}
-        assert given <= fields
+    for stage in stages().values():
+        assert {name for name in stage.environment if name.startswith("SOUNDMILL_")} <= fields
+    assert MULTIPROC_DIR in stages()["worker"].environment
+    assert MULTIPROC_DIR not in stages()["gateway"].environment  # it has one process
+
+
+def test_folders_of_the_images_belong_to_their_user() -> None:
+    made = re.search(r"mkdir (.*) && chown soundmill:soundmill (.*)$", DOCKERFILE.read_text(), re.M)
+    assert made is not None
+    assert made[1].split() == made[2].split()
+    worker = stages()["worker"].environment
+    assert {worker["SOUNDMILL_SCRATCH_DIR"], worker[MULTIPROC_DIR]} == set(made[1].split())
 
 
 def test_copied_files_are_not_ignored() -> None:
@@ -87,6 +61,14 @@ def test_copied_files_are_not_ignored() -> None:
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     kept = {line[1:] for line in ignored if line.startswith("!")}
     copies = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE.read_text(), re.MULTILINE)
-    for name in " ".join(copies).split():
-        assert name in kept
-        assert (ROOT / name).exists()
+    names = set(" ".join(copies).split())
+    assert names == kept
+    assert all((ROOT / name).exists() for name in names)
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+@pytest.mark.parametrize("name", ["prometheus.yml", "embedded.yml"])
+def test_prometheus_accepts_its_configuration(name: str) -> None:
+    command = ["promtool", "check", "config", ROOT / "deploy" / "prometheus" / name]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
