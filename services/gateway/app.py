@@ -13,7 +13,7 @@ from common.checks.observe import CheckMetrics
 from common.checks.start import checker_of
 from common.db import make_engine, make_readers, make_sessions
 from common.errors import SoundmillError
-from common.metrics import new_registry
+from common.metrics import new_registry, start_counting
 from common.settings import Settings
 from common.storage import open_store
 from services.gateway import api_document, problems
@@ -22,7 +22,7 @@ from services.gateway.follow import Streams
 from services.gateway.guard import NoNul, is_loopback
 from services.gateway.keyring import Keyring
 from services.gateway.limits import RateLimiter
-from services.gateway.observe import HttpMetrics, Observed, RunMetrics
+from services.gateway.observe import HttpMetrics, Observed
 from services.gateway.routes import (
     exports,
     follow,
@@ -56,11 +56,11 @@ ROUTES = (
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the application. It connects to database, Redis and object store when it is used."""
+    start_counting("gateway")
     engine = make_engine(settings)
     readers = make_readers(engine)
     registry = new_registry()
     metrics = HttpMetrics(registry)
-    registry.register(RunMetrics(readers))
     checker = checker_of(settings, "gateway")
     registry.register(CheckMetrics(checker))
     around = Surroundings(

@@ -19,6 +19,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.exceptions import RedisError
 
 from common import logs
+from common.metrics import count_broker_error
 from services.gateway.problems import Problem
 
 log = logs.get_logger(__name__)
@@ -67,6 +68,7 @@ class RateLimiter:
                 raise _too_many(limit, await self._shared.get_window_stats(limit, key_id))
             except RedisError as error:
                 self._down_until = time.monotonic() + AGAIN_AFTER_S
+                count_broker_error(error)
                 log.warning("rates not counted in Redis", detail=str(error))
         if not self._own.hit(limit, key_id):
             raise _too_many(limit, self._own.get_window_stats(limit, key_id))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
@@ -156,8 +157,8 @@ class Uploads:
             raise
         return PartOut(number=number, size_bytes=length, etag=etag)
 
-    def complete(self, upload_id: str, request: CompleteRequest) -> None:
-        """Make one object of the parts. Completing again changes nothing.
+    def complete(self, upload_id: str, request: CompleteRequest) -> bool:
+        """Make one object of the parts; return whether it was not complete before.
 
         Raises:
             NotFound: no such upload.
@@ -166,7 +167,7 @@ class Uploads:
         with self.readers() as session:
             upload = self._get(session, upload_id)
             if upload.state in (UploadState.COMPLETE, UploadState.USED):
-                return
+                return False
             upload = self._get(session, upload_id, taking=True)
         try:
             parts = self.store.list_parts(upload.object_key, upload.store_id)
@@ -178,7 +179,7 @@ class Uploads:
             log.info("upload completed before, or gone", upload_id=upload_id)
         self._check_stored(upload)
         with self.sessions.begin() as session:
-            session.execute(
+            completed: Any = session.execute(
                 update(Upload)
                 .where(Upload.id == upload_id, Upload.state == UploadState.OPEN.value)
                 .values(state=UploadState.COMPLETE.value)
@@ -187,6 +188,7 @@ class Uploads:
         if state in (None, UploadState.ABORTED):  # meanwhile
             self.store.delete(upload.object_key)
             raise NotFound(f"no upload {upload_id}")
+        return bool(completed.rowcount)
 
     def abort(self, upload_id: str) -> None:
         """Give an upload up and remove what has arrived.

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
-from collections.abc import Iterator
 from http import HTTPStatus
 
 from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
-from sqlalchemy import func, select
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session, sessionmaker
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from common import logs, traces
-from common.db import StageRun, new_id
-from common.domain import TERMINAL_STATES, RunState
+from common.db import new_id
 from common.metrics import NAMESPACE, REQUEST_BUCKETS_S
 from common.traces import Kind, Span
 from services.gateway import problems
@@ -29,12 +22,12 @@ log = logs.get_logger(__name__)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 QUIET_ROUTES = frozenset({"/health", "/ready", "/metrics"})
-RUNS_FRESH_S = 5.0
+FORM, RAW, MULTIPART = WAYS = ("form", "raw", "multipart")
 CLIENT_GONE = 499  # in logs and metrics only: nobody is there to be told
 
 
 class HttpMetrics:
-    """Requests by method, route template and status."""
+    """Requests by method, route template and status; what they brought."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -64,67 +57,15 @@ class HttpMetrics:
             namespace=NAMESPACE,
             registry=registry,
         )
-
-
-class RunMetrics:
-    """Stage runs by stage and state, read from the database when Prometheus asks.
-
-    The answer is kept for a few seconds: counting a large table costs something. When the database
-    does not answer, the series are absent, as they should be.
-    """
-
-    def __init__(self, readers: sessionmaker[Session]) -> None:
-        self._readers = readers
-        self._lock = threading.Lock()
-        self._counted_at = float("-inf")
-        self._metrics: list[Metric] = []
-
-    def describe(self) -> list[Metric]:
-        """Return nothing: the names are not needed before the first scrape."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the metrics, counting anew if it is time."""
-        with self._lock:
-            if time.monotonic() - self._counted_at > RUNS_FRESH_S:
-                try:
-                    self._metrics = self._count()
-                except SQLAlchemyError as error:
-                    log.warning("stage runs not counted", detail=str(error))
-                    self._metrics = []
-                self._counted_at = time.monotonic()
-            yield from self._metrics
-
-    def _count(self) -> list[Metric]:
-        runs = GaugeMetricFamily(
-            f"{NAMESPACE}_stage_runs", "Stage runs in a state.", labels=["stage", "state"]
+        self.recordings_stored = Counter(
+            "recordings_stored",
+            "Files stored: by a form, as a raw body, or in parts (these may be archives).",
+            ["way"],
+            namespace=NAMESPACE,
+            registry=registry,
         )
-        backlog = GaugeMetricFamily(
-            f"{NAMESPACE}_backlog_audio_seconds",
-            "Audio of stage runs that have not ended.",
-            labels=["stage", "priority"],
-        )
-        waiting: dict[tuple[str, str], float] = {}
-        counted: dict[tuple[str, str], int] = {}
-        with self._readers() as session:
-            groups = session.execute(
-                select(
-                    StageRun.stage,
-                    StageRun.state,
-                    StageRun.priority,
-                    func.count(),
-                    func.sum(StageRun.audio_s),
-                ).group_by(StageRun.stage, StageRun.state, StageRun.priority)
-            ).all()
-        for stage, state, priority, number, audio_s in groups:
-            counted[stage, state] = counted.get((stage, state), 0) + number
-            if RunState(state) not in TERMINAL_STATES:
-                waiting[stage, priority] = waiting.get((stage, priority), 0.0) + audio_s
-        for labels, number in counted.items():
-            runs.add_metric(labels, number)
-        for labels, seconds in waiting.items():
-            backlog.add_metric(labels, seconds)
-        return [runs, backlog]
+        for way in WAYS:
+            self.recordings_stored.labels(way)
 
 
 async def bind_ids(request: Request) -> None:

@@ -29,6 +29,7 @@ from services.gateway.idempotency import Once
 from services.gateway.job_schemas import JobRequest
 from services.gateway.json_bodies import read_model
 from services.gateway.names import clean_name
+from services.gateway.observe import FORM, RAW, HttpMetrics
 from services.gateway.problems import invalid
 from services.gateway.service import Described, Sessions
 
@@ -49,6 +50,7 @@ class Taker:
     settings: Settings
     sessions: Sessions
     store: ObjectStore
+    metrics: HttpMetrics
 
     def take_job(self, body: Body) -> str:
         """Create an open job from a JSON body; return its id."""
@@ -88,6 +90,7 @@ class Taker:
                 self.settings.max_recordings_per_job,
             )
         uploads.log_stored()
+        self.metrics.recordings_stored.labels(FORM).inc(len(uploads.done))
         return job_id
 
     def take_recording(
@@ -114,6 +117,7 @@ class Taker:
                 self.settings.max_recordings_per_job,
             )
         uploads.log_stored()
+        self.metrics.recordings_stored.labels(RAW).inc()
         return upload.id
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,7 +16,6 @@ import httpx
 import pytest
 
 from common.db import make_engine
-from common.domain import Stage
 from common.migrate import migrate
 from common.settings import Settings
 from tests.gateway.conftest import STACKS, Gateway, problem
@@ -82,7 +82,6 @@ def test_metrics_of_the_checks(gateway: Gateway) -> None:
 def test_metrics(gateway: Gateway) -> None:
     job_id = gateway.new_job()
     first, second = (gateway.upload(job_id, b"x" * 1000) for _ in range(2))
-    gateway.succeed(first, Stage.SEGMENT)
     gateway.get(f"/v1/recordings/{second}")
     gateway.client.get("/v1/jobs/nope")
     gateway.client.get("/somewhere/else")
@@ -96,14 +95,40 @@ def test_metrics(gateway: Gateway) -> None:
     assert found[f'{requests}{{method="GET",route="unmatched",status="404"}}'] == "1.0"
     assert found["soundmill_upload_bytes_total"] == "2000.0"
     assert found["soundmill_http_requests_in_progress"] == "1.0"
-    runs = "soundmill_stage_runs"
-    assert found[f'{runs}{{stage="segment",state="succeeded"}}'] == "1.0"
-    assert found[f'{runs}{{stage="segment",state="ready"}}'] == "1.0"
-    assert found[f'{runs}{{stage="restore",state="blocked"}}'] == "2.0"
-    backlog = 'soundmill_backlog_audio_seconds{priority="bulk",stage="segment"}'
-    assert float(found[backlog]) == pytest.approx(1000 / (44_100 * 4))
+    assert found['soundmill_recordings_stored_total{way="raw"}'] == "2.0"
+    assert "soundmill_stage_runs" not in answer.text  # the dispatcher counts them
     assert first not in answer.text
     assert job_id not in answer.text
+
+
+@STACKS
+def test_recordings_by_the_way_they_came(gateway: Gateway) -> None:
+    def stored() -> dict[str, float]:
+        text = gateway.client.get("/metrics").text
+        found = re.findall(r'soundmill_recordings_stored_total\{way="(\w+)"\} (\S+)', text)
+        return {way: float(number) for way, number in found}
+
+    assert stored() == {"form": 0, "raw": 0, "multipart": 0}
+    files = [("file", (f"{number}.wav", b"RIFF")) for number in range(3)]
+    assert gateway.client.post("/v1/jobs", files=files).status_code == 201
+    assert stored() == {"form": 3, "raw": 0, "multipart": 0}
+    job_id = gateway.new_job()
+    gateway.upload(job_id)
+    refused = gateway.client.post(
+        f"/v1/jobs/{job_id}/recordings",
+        params={"name": "a.wav"},
+        content=b"x",
+        headers={"X-Content-SHA256": "0" * 64},
+    )
+    assert refused.status_code == 422
+    assert stored() == {"form": 3, "raw": 1, "multipart": 0}
+    wanted = {"name": "a.wav", "size_bytes": 4}
+    upload_id = gateway.client.post("/v1/uploads", json=wanted).json()["id"]
+    part = gateway.client.put(f"/v1/uploads/{upload_id}/parts/1", content=b"RIFF")
+    assert part.is_success, part.text
+    for _ in range(2):  # completing again changes nothing
+        assert gateway.client.post(f"/v1/uploads/{upload_id}/complete").is_success
+    assert stored() == {"form": 3, "raw": 1, "multipart": 1}
 
 
 @STACKS

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, Response
 
 from common.checks.start import readiness
-from common.metrics import expose
+from common.metrics import REGISTRY, expose
 from common.monitor import is_well
 from services.gateway.context import Around, problem
 from services.gateway.problems import Problem
@@ -44,5 +44,5 @@ def ready(around: Around) -> Ready:
 @router.get("/metrics", response_class=Response)
 def metrics(around: Around) -> Response:
     """Return the metrics as Prometheus reads them."""
-    page = expose(around.registry)
+    page = expose(around.registry, REGISTRY)
     return Response(page.body, media_type=page.media_type)

@@ -15,6 +15,7 @@ from services.gateway.context import Around, Surroundings, new_router
 from services.gateway.idempotency import Idempotent
 from services.gateway.json_bodies import described, read_model
 from services.gateway.multipart import Uploads
+from services.gateway.observe import MULTIPART
 from services.gateway.problems import Problem
 from services.gateway.source_schemas import (
     CompleteRequest,
@@ -136,7 +137,8 @@ async def complete_upload(
 
     def complete(body: Body) -> UploadOut:
         named = read_model(body, CompleteRequest, MAX_JSON_BYTES) if _has_body(request) else None
-        uploads.complete(upload_id, named or CompleteRequest())
+        if uploads.complete(upload_id, named or CompleteRequest()):
+            around.metrics.recordings_stored.labels(MULTIPART).inc()
         return uploads.look(upload_id)
 
     return await around.receiver.run(Body(request, around.receiver), complete)
