@@ -1,7 +1,7 @@
 """Brings the database of the settings to the newest schema: ``python -m common.migrate``.
 
-With ``--check`` it changes nothing and ends with 0 once the schema is as new as this code, or newer:
-what waits for somebody else's migration asks that.
+With ``--check`` it changes nothing, and ends with 0 where the schema is as new as this code or
+newer: what waits for somebody else's migration asks that.
 """
 
 from __future__ import annotations
