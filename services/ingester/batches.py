@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,11 +29,14 @@ class Recorded:
 
     ``unwanted`` are the keys of objects that were stored for entries refused in the end; ``full``
     is set when the key's quota had no room; ``job_full`` when the job itself had none, and then
-    the cursor stands before the first entry that had no place.
+    the cursor stands before the first entry that had no place. ``stored_bytes`` are those of the
+    recordings, 0 in a dry run; ``rejected`` are rejections by code.
     """
 
     cursor: int
     recordings: int
+    stored_bytes: int
+    rejected: Counter[str]
     unwanted: tuple[str, ...]
     full: bool
     job_full: bool
@@ -79,6 +83,8 @@ def record(
     return Recorded(
         cursor=source.entries,
         recordings=len(taken),
+        stored_bytes=0 if hold.dry_run else sum(_recording(o).size_bytes for o in taken),
+        rejected=Counter(outcome.code for outcome in refused),
         unwanted=tuple(
             outcome.recording.object_key
             for outcome in outcomes

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from common import logs
 from common.db import make_engine, make_readers, make_sessions
+from common.monitor import Pulse
 from common.settings import Settings
 from common.storage import open_store
 from services.ingester import claims
@@ -25,6 +26,7 @@ log = logs.get_logger(__name__)
 
 IDLE_PAUSE_S = 0.2
 OUTAGE_PAUSE_S = 2.0
+TURN_WITHIN_S = 300.0  # a turn that takes longer hangs: SQLite alone makes writers wait for 60 s
 SOURCES_AT_ONCE = 4
 
 
@@ -41,6 +43,7 @@ class Ingester:
         self.worker = f"{socket.gethostname()}:{os.getpid()}"
         self._readings: dict[threading.Thread, Reading] = {}
         self._renewed_at = time.monotonic()
+        self.pulse = Pulse("the ingester", TURN_WITHIN_S)
 
     def close(self) -> None:
         """Stop reading and close every connection."""
@@ -54,6 +57,7 @@ class Ingester:
     def run(self, stop: threading.Event) -> None:
         """Take turns until ``stop`` is set."""
         while not stop.is_set():
+            self.pulse.beat()
             pause_s = IDLE_PAUSE_S
             try:
                 self.turn()

@@ -30,7 +30,7 @@ from common.settings import Settings
 from common.sources import MAY_PASS, ArchiveSpec, ManifestSpec, owned_object, parse_spec
 from common.storage import ObjectStore
 from common.traces import Kind
-from services.ingester import claims
+from services.ingester import claims, observe
 from services.ingester.batches import MAX_BATCH, Outcome, record
 from services.ingester.claims import MAX_LOSSES, Hold, JobEnded, Sessions
 from services.ingester.entries import Entry, Found, Refused, Tally
@@ -92,10 +92,12 @@ class Reading:
             try:
                 self._read_to_an_end()
             except Exception:  # the lease expires, then another pass follows
+                self._outcome = "dropped"
                 log.exception("the source was dropped")
             finally:
                 self._drop_pending()
                 self._pool.shutdown()
+                observe.SOURCES_READ.labels(self.hold.kind.value, self._outcome).inc()
                 span.note(self._facts())
                 if self._outcome in ("failed", "dropped"):
                     span.fail(self._outcome)
@@ -225,6 +227,9 @@ class Reading:
             first_entry=self._outcomes[0].number,
             next_entry=recorded.cursor,
             recordings=recorded.recordings,
+        )
+        observe.note_entries(
+            self.hold.kind, recorded.recordings, recorded.stored_bytes, recorded.rejected
         )
         self._cursor = recorded.cursor
         self._recordings += recorded.recordings
