@@ -73,6 +73,10 @@ class Home:
         return self.folder / "logs"
 
     @property
+    def metrics(self) -> Path:
+        return self.folder / "metrics"
+
+    @property
     def broker(self) -> Path:
         return self.folder / "broker"
 

@@ -30,11 +30,13 @@ from client.children import Child, ending, importable_environment, kill_leftover
 from client.errors import PortInUse, StackFailed
 from client.home import Home, StackState
 from common.domain import SERVICE_OF, Priority, Stage, queue_name
+from common.metrics import MULTIPROC_DIR
 from common.monitor import is_well
 from common.settings import Settings
 
 STARTED_WITHIN_S = 180.0
-WORK_GRACE_S = 25.0  # Celery's soft shutdown takes up to 20
+WORK_GRACE_S = 25.0  # a worker takes up to 20, see common.worker
+HURRIED_GRACE_S = 3.0  # asked again, a worker gives back what it works on, too
 TURN_S = 0.2
 
 
@@ -143,7 +145,8 @@ class Supervisor:
         for stage in Stage:
             for number in range(1, copies + 1):
                 name = f"{SERVICE_OF[stage]}-{number}"
-                self._add(name, worker_arguments(stage, name), environment)
+                shared = {MULTIPROC_DIR: str(self.home.metrics / name)}
+                self._add(name, worker_arguments(stage, name), environment | shared)
         self._wait_for_gateway(gateway)
         self._publish(status="ready")
         self.say(f"ready at {self.state.url}")
@@ -156,7 +159,7 @@ class Supervisor:
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
             "SOUNDMILL_EMBEDDED": "true",
-            "REMAP_SIGTERM": "SIGQUIT",  # Celery: SIGTERM gives running tasks a bounded time
+            "REMAP_SIGTERM": "SIGQUIT",  # Celery: a SIGTERM to a whole group leaves children alone
             "SOUNDMILL_HOME": str(self.home.folder),
             "SOUNDMILL_HOST": self.state.host,
             "SOUNDMILL_PORT": str(self.state.port),
@@ -293,7 +296,11 @@ class Supervisor:
         for group, grace_s in ((workers, WORK_GRACE_S), (gateway, 5.0), (broker, 10.0)):
             for child in group:
                 child.signal(signal.SIGTERM)
-            wait_all(group, grace_s, hurry=lambda: self.stop_requests > max(asked, 1))
+            ended = wait_all(group, grace_s, hurry=lambda: self.stop_requests > max(asked, 1))
+            if group is workers and not ended:
+                for child in group:
+                    child.signal(signal.SIGTERM)
+                wait_all(group, HURRIED_GRACE_S, hurry=lambda: False)
             for child in group:
                 child.kill()
         remove_sockets(self.home, self.state)
@@ -333,7 +340,18 @@ def worker_arguments(stage: Stage, name: str) -> list[str]:
     app = f"services.{SERVICE_OF[stage]}.tasks:app"
     options = ["--pool", "prefork", "--concurrency", "1", "--queues", queues]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--loglevel", "INFO"]
-    return ["-m", "celery", "-A", app, "worker", "--hostname", f"{name}@%h", *options, *quiet]
+    return [
+        "-m",
+        "celery",
+        "-A",
+        app,
+        "--quiet",
+        "worker",
+        "--hostname",
+        f"{name}@%h",
+        *options,
+        *quiet,
+    ]
 
 
 def remove_sockets(home: Home, state: StackState) -> None:

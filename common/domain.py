@@ -34,6 +34,8 @@ SERVICE_OF: dict[Stage, str] = {
     Stage.RESTORE: "restorer",
 }
 
+STAGE_OF: dict[str, Stage] = {service: stage for stage, service in SERVICE_OF.items()}
+
 
 def with_needs(stages: set[Stage]) -> list[Stage]:
     """Return ``stages`` and everything they need, in pipeline order."""

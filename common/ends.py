@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import bindparam, insert, select, update
@@ -25,6 +26,14 @@ MAX_BACKOFF_S = 60.0
 DETAIL_LENGTH = 2_000
 
 
+class GivenBackFor(StrEnum):
+    """Why a claimed run was given back: a reason of an attempt, but no failure of the run."""
+
+    SAME_WORK_ELSEWHERE = "same_work_elsewhere"
+    WORKER_STOPPING = "worker_stopping"
+    SHARD_OUT_OF_TIME = "shard_out_of_time"  # another recording of its shard took all the time
+
+
 @dataclass(frozen=True)
 class Measures:
     """What one attempt measured. Keys of ``phases`` are download, decode, infer, encode, upload."""
@@ -34,6 +43,7 @@ class Measures:
     batch_size: int | None = None
     device: str | None = None
     peak_memory_bytes: int | None = None
+    device_memory_bytes: int | None = None
     model_digest: str | None = None
 
     def columns(self) -> dict[str, Any]:
@@ -45,6 +55,7 @@ class Measures:
             "batch_size": self.batch_size,
             "device": self.device,
             "peak_memory_bytes": self.peak_memory_bytes,
+            "device_memory_bytes": self.device_memory_bytes,
             "model_digest": self.model_digest,
         }
 
@@ -75,11 +86,13 @@ class Failed:
 
 @dataclass(frozen=True)
 class GivenBack:
-    """Not begun: back to ready at no cost to it, after a pause (f)."""
+    """Not begun or not finished: back to ready at no cost to it, after a pause (f)."""
 
     claim: Claim
-    reason: str
+    reason: GivenBackFor
     pause_s: float = 0.0
+    took_s: float | None = None  # since work on it began
+    ago_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,14 +106,25 @@ class Dropped:
 End = Succeeded | Failed | GivenBack | Dropped
 
 
-def end_runs(session: Session, ends: Sequence[End], settings: Settings) -> set[str]:
-    """Record how runs ended and release what waits for them; return the ids of the stale.
+@dataclass(frozen=True)
+class Ended:
+    """What became of ends: the columns of the attempts they ended, and the runs that were lost."""
+
+    attempts: tuple[dict[str, Any], ...] = ()
+    stale: frozenset[str] = frozenset()
+
+
+def end_runs(session: Session, ends: Sequence[End], settings: Settings) -> Ended:
+    """Record how runs ended and release what waits for them.
 
     A stale end changes nothing: another attempt owns the run, or it was cancelled.
     """
     first: dict[str, End] = {}
+    unused: set[str] = set()
     for end in ends:
         first.setdefault(end.claim.stage_run_id, end)
+        if isinstance(end, Dropped):
+            unused.add(end.key)
     claims = [end.claim for end in first.values()]
     lock_recordings(session, claims)
     rows = session.execute(
@@ -112,28 +136,30 @@ def end_runs(session: Session, ends: Sequence[End], settings: Settings) -> set[s
     now = session.scalar(select(DbNow())) or 0.0
     well: list[Succeeded] = []
     over: set[str] = set()  # recordings with a run that has ended for good
-    unused: set[str] = set()
+    attempts: list[dict[str, Any]] = []
     for run_id, end in first.items():
         match end:
-            case Dropped():
-                unused.add(end.key)
             case Succeeded() if run_id in held:
                 well.append(end)
+                attempts.append(_success(end, now))
                 over.add(end.claim.recording_id)
             case Succeeded(reused=False):
                 unused.add(end.key)
             case Failed() if run_id in held:
-                if _fail(session, end, now, settings):
+                if not _fail(session, end, now, settings):
                     over.add(end.claim.recording_id)
+                attempts.append(_failure(end, now))
             case GivenBack() if run_id in held:
                 _give_back(session, end, now)
+                attempts.append(_return(end, now))
     _succeed(session, well, now)
+    _end_attempts(session, attempts)
     decoded = [end for end in well if end.claim.stage is Stage.SEGMENT]
     release_downstream(
         session, over, {end.claim.recording_id: end.found.audio.duration_s for end in decoded}
     )
     garbage.discard(session, unused)
-    return set(first) - held
+    return Ended(tuple(attempts), frozenset(set(first) - held))
 
 
 def _succeed(session: Session, ends: Sequence[Succeeded], now: float) -> None:
@@ -180,26 +206,13 @@ def _succeed(session: Session, ends: Sequence[Succeeded], now: float) -> None:
     ]
     if artifacts:
         connection.execute(insert(Artifact.__table__), artifacts)  # type: ignore[arg-type]
-    _end_attempts(
-        session,
-        [
-            _attempt(
-                end.claim,
-                Outcome.REUSED if end.reused else Outcome.SUCCEEDED,
-                end.measures,
-                started_at=now - end.ago_s - end.took_s,
-                finished_at=now - end.ago_s,
-            )
-            for end in ends
-        ],
-    )
     decoded = [end for end in ends if end.claim.stage is Stage.SEGMENT]
     if decoded:
         _record_audio(session, decoded)
 
 
 def _fail(session: Session, end: Failed, now: float, settings: Settings) -> bool:
-    """Record a failed attempt; return whether the run has failed for good."""
+    """Record a failure; return whether the run is tried again."""
     claim, error = end.claim, end.error
     failures = claim.failures + 1
     limit = settings.max_outage_attempts if isinstance(error, Outage) else settings.max_attempts
@@ -216,11 +229,7 @@ def _fail(session: Session, end: Failed, now: float, settings: Settings) -> bool
     else:
         change = {"state": RunState.FAILED.value, "finished_at": now}
     _leave(session, claim, failures=failures, error_code=error.code, error_detail=detail, **change)
-    outcome = Outcome.TRANSIENT if isinstance(error, TransientError) else Outcome.PERMANENT
-    started_at, finished_at = now - end.ago_s - end.took_s, now - end.ago_s
-    attempt = _attempt(claim, outcome, end.measures, started_at, finished_at, error.code, detail)
-    _end_attempts(session, [attempt])
-    return not again
+    return again
 
 
 def _give_back(session: Session, end: GivenBack, now: float) -> None:
@@ -233,8 +242,6 @@ def _give_back(session: Session, end: GivenBack, now: float) -> None:
         next_attempt_at=next_at,
         ready_at=next_at,
     )
-    attempt = _attempt(end.claim, Outcome.TRANSIENT, Measures(), None, now, end.reason)
-    _end_attempts(session, [attempt])
 
 
 def _leave(session: Session, claim: Claim, **change: Any) -> None:
@@ -246,20 +253,37 @@ def _leave(session: Session, claim: Claim, **change: Any) -> None:
     )
 
 
+def _success(end: Succeeded, now: float) -> dict[str, Any]:
+    outcome = Outcome.REUSED if end.reused else Outcome.SUCCEEDED
+    return _attempt(end, outcome, end.measures, now)
+
+
+def _failure(end: Failed, now: float) -> dict[str, Any]:
+    transient = isinstance(end.error, TransientError)
+    outcome = Outcome.TRANSIENT if transient else Outcome.PERMANENT
+    detail = str(end.error)[:DETAIL_LENGTH]
+    return _attempt(end, outcome, end.measures, now, end.error.code, detail)
+
+
+def _return(end: GivenBack, now: float) -> dict[str, Any]:
+    return _attempt(end, Outcome.TRANSIENT, Measures(), now, end.reason.value)
+
+
 def _attempt(
-    claim: Claim,
+    end: Succeeded | Failed | GivenBack,
     outcome: Outcome,
     measures: Measures,
-    started_at: float | None,
-    finished_at: float,
+    now: float,
     error_code: str | None = None,
     error_detail: str | None = None,
 ) -> dict[str, Any]:
+    """Return the columns of an attempt's row that its end fills, and what finds the row."""
+    finished_at = now - end.ago_s
     return {
-        "run": claim.stage_run_id,
-        "fence": claim.fence,
+        "run": end.claim.stage_run_id,
+        "fence": end.claim.fence,
         "outcome": outcome.value,
-        "started_at": started_at,
+        "started_at": None if end.took_s is None else finished_at - end.took_s,
         "finished_at": finished_at,
         "error_code": error_code,
         "error_detail": error_detail,
@@ -268,6 +292,8 @@ def _attempt(
 
 
 def _end_attempts(session: Session, attempts: Sequence[dict[str, Any]]) -> None:
+    if not attempts:
+        return
     changed = [name for name in attempts[0] if name not in ("run", "fence")]
     session.connection().execute(
         update(Attempt.__table__)  # type: ignore[arg-type]

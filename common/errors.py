@@ -14,6 +14,7 @@ SoundmillError
 │   ├── UrlForbidden           a URL that is not followed: no http, no public address
 │   ├── EntryRejected          an entry of a source cannot become a recording; carries its code
 │   ├── SourceInvalid          a source cannot be read (any further); carries its code
+│   ├── MessageRefused         a message of a version we do not know, or not a message at all
 │   ├── WeightsInvalid         a weights file does not fit its config or digest
 │   └── ArtifactInvalid        a stored artifact cannot be read back
 ├── TransientError             a retry can help
@@ -27,6 +28,8 @@ SoundmillError
 │   └── DeadlinePassed         the job's deadline lies behind
 ├── QuotaExceeded              the API key has used up what it may
 ├── KeyRefused                 no such API key, or not any more; carries its code
+├── BackupInvalid              a backup is damaged, or of another version
+├── NotEmpty                   a place to restore into holds something already
 └── StaleFence                 another attempt owns the StageRun now; write nothing
 """
 
@@ -76,6 +79,16 @@ class AudioUnsupported(AudioError):
 
 class ParametersInvalid(PermanentError):
     code = "parameters_invalid"
+
+
+class MessageRefused(PermanentError):
+    """A message that a worker cannot follow. ``shard_id``: what it is about, where it says so."""
+
+    code = "message_refused"
+
+    def __init__(self, detail: str, shard_id: str | None = None) -> None:
+        super().__init__(detail)
+        self.shard_id = shard_id
 
 
 class WeightsInvalid(PermanentError):
@@ -185,6 +198,14 @@ class KeyRefused(SoundmillError):
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
         self.code = code
+
+
+class BackupInvalid(SoundmillError):
+    code = "backup_invalid"
+
+
+class NotEmpty(SoundmillError):
+    code = "not_empty"
 
 
 class StaleFence(SoundmillError):

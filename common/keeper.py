@@ -1,9 +1,9 @@
 """Holds on to the claims of a shard while a worker goes through them, from a thread of its own.
 
-It renews leases, notices claims that were taken away, and records how runs ended in groups: many
-tiny recordings cost few transactions, and a long one does not hold up what ended before it. Ends
-that were not recorded when the process dies are found again under their idempotency keys or done
-once more.
+It renews leases, notices claims that were taken away, gives back what a stopping worker will not
+finish, and records how runs ended in groups: many tiny recordings cost few transactions, and a long
+one does not hold up what ended before it. Ends that were not recorded when the process dies are
+found again under their idempotency keys or done once more.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from sqlalchemy import update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import logs, runs
+from common import logs, runs, stage_metrics, stage_traces
 from common.db import Attempt, DbNow
-from common.ends import Dropped, End, Failed, Succeeded, end_runs
+from common.draining import Drain
+from common.ends import Dropped, End, Ended, GivenBack, GivenBackFor, Succeeded, end_runs
 from common.errors import StaleFence
 from common.runs import Claim
 from common.settings import Settings
@@ -45,13 +46,17 @@ class Keeper:
         sessions: sessionmaker[Session],
         readers: sessionmaker[Session],
         settings: Settings,
+        drain: Drain,
         claims: Sequence[Claim],
     ) -> None:
         self._sessions = sessions
         self._readers = readers
         self._settings = settings
+        self._drain = drain
+        self._stage = claims[0].stage  # a shard is of one stage
         self._waiting = {claim.stage_run_id: claim for claim in claims}
         self._lost: set[str] = set()
+        self._given_back: set[str] = set()  # because the worker stops
         self._current: tuple[Claim, float] | None = None
         self._noted: Claim | None = None  # whose start is recorded
         self._ends: list[tuple[End, float]] = []  # with the time they were handed in
@@ -83,14 +88,17 @@ class Keeper:
         """Note that work on a claim begins now.
 
         Raises:
-            StaleFence: it was lost while it waited its turn in the shard.
+            StaleFence: it was lost while it waited its turn in the shard, or the worker stops.
         """
-        self.check(claim)
         with self._lock:
+            self._stop_if_asked()
+            self.check(claim)
             self._current = (claim, time.monotonic())
 
     def check(self, claim: Claim) -> None:
         """Return while a claim is held, as far as is known. Raises StaleFence."""
+        if claim.stage_run_id in self._given_back:
+            raise StaleFence(f"stage run {claim.stage_run_id} was given back: the worker stops")
         if claim.stage_run_id in self._lost:
             raise StaleFence(
                 f"stage run {claim.stage_run_id} is no longer held under {claim.fence}"
@@ -101,10 +109,13 @@ class Keeper:
         now = time.monotonic()
         with self._lock:
             if self._current is not None and self._current[0] is end.claim:
-                if isinstance(end, Succeeded | Failed):
+                if not isinstance(end, Dropped):
                     end = replace(end, took_s=now - self._current[1])
                 self._current = None
-            self._ends.append((end, now))
+            if end.claim.stage_run_id not in self._given_back:
+                self._ends.append((end, now))
+            elif isinstance(end, Succeeded | Dropped):
+                self._ends.append((Dropped(end.claim, end.key), now))
 
     def flush(self) -> None:
         """Record what has ended so far, and the start of what is being worked on."""
@@ -113,29 +124,34 @@ class Keeper:
                 ends, current = list(self._ends), self._current
             if current is not None and current[0] is self._noted:
                 current = None
+            ended = Ended()
             if ends or current is not None:
-                transact(self._sessions, lambda session: self._record(session, ends, current))
+                ended = transact(
+                    self._sessions, lambda session: self._record(session, ends, current)
+                )
             with self._lock:
                 del self._ends[: len(ends)]
                 for end, _ in ends:
                     self._waiting.pop(end.claim.stage_run_id, None)
                 if current is not None:
                     self._noted = current[0]
+            fenced = len(ended.stale - self._given_back)
+            stage_metrics.count_ends(self._stage, ended.attempts, fenced)
+            stage_traces.tell_ends([end.claim for end, _ in ends], ended.attempts)
 
     def _record(
         self,
         session: Session,
         ends: Sequence[tuple[End, float]],
         current: tuple[Claim, float] | None,
-    ) -> None:
+    ) -> Ended:
         now = time.monotonic()
         aged = [
-            replace(end, ago_s=now - at) if isinstance(end, Succeeded | Failed) else end
-            for end, at in ends
+            end if isinstance(end, Dropped) else replace(end, ago_s=now - at) for end, at in ends
         ]
-        stale = end_runs(session, aged, self._settings) if aged else set()
+        ended = end_runs(session, aged, self._settings) if aged else Ended()
         for end in aged:
-            if end.claim.stage_run_id in stale and not isinstance(end, Dropped):
+            if end.claim.stage_run_id in ended.stale and not isinstance(end, Dropped):
                 log.warning("end discarded", **end.claim.ids)
         if current is not None:
             claim, started = current
@@ -145,6 +161,30 @@ class Keeper:
                 .values(started_at=DbNow() - (now - started))
                 .execution_options(synchronize_session=False)
             )
+        return ended
+
+    def _stop_if_asked(self) -> None:
+        """Give back what is not begun once the worker stops; all, once its grace is over.
+
+        The lock is held. Who works on what is given back learns it at the next ``check``.
+        """
+        if not self._drain.asked:
+            return
+        now = time.monotonic()
+        handed_in = {end.claim.stage_run_id for end, _ in self._ends} | self._given_back
+        for run_id, claim in self._waiting.items():
+            if run_id in handed_in or run_id in self._lost:
+                continue
+            took_s = None
+            if self._current is not None and self._current[0] is claim:
+                if not self._drain.is_over:
+                    continue
+                took_s = now - self._current[1]
+                self._current = None
+            back = GivenBack(claim, GivenBackFor.WORKER_STOPPING, took_s=took_s)
+            self._ends.append((back, now))
+            self._given_back.add(run_id)
+            log.info("given back: the worker stops", begun=took_s is not None, **claim.ids)
 
     def _keep(self) -> None:
         look_at = renew_at = time.monotonic()
@@ -156,6 +196,8 @@ class Keeper:
                 if now >= renew_at:
                     self._renew()
                     renew_at = now + self._settings.lease_s / LEASE_RENEWALS
+                with self._lock:
+                    self._stop_if_asked()
                 self.flush()
                 if now >= look_at:
                     self._look()

@@ -10,7 +10,7 @@ others pass over rows that are held. So nobody waits in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ class Claim:
     upstream_keys: tuple[str, ...] = ()  # of these runs, in pipeline order
     shard_id: str | None = None
     traceparent: str | None = None  # of the request that brought the recording
+    queue_wait_s: float | None = None  # since it could be worked on, until it was claimed
 
     @property
     def ids(self) -> dict[str, str | int | None]:
@@ -107,6 +108,9 @@ def claim(session: Session, shard_id: str, worker: str, lease_s: float) -> list[
     ).all()
     if not claimed:
         return []
+    waits = {
+        run.id: None if run.ready_at is None else max(0.0, now - run.ready_at) for run in claimed
+    }
     session.execute(
         insert(Attempt),
         [
@@ -117,15 +121,35 @@ def claim(session: Session, shard_id: str, worker: str, lease_s: float) -> list[
                 "worker": worker,
                 "shard_id": shard_id,
                 "claimed_at": now,
-                "queue_wait_s": None if run.ready_at is None else max(0.0, now - run.ready_at),
+                "queue_wait_s": waits[run.id],
             }
             for run in claimed
         ],
     )
-    return _claims(session, [run.id for run in claimed])
+    return _claims(session, waits)
 
 
-def _claims(session: Session, ids: Sequence[str]) -> list[Claim]:
+def return_shard(session: Session, shard_id: str, pause_s: float = 0.0) -> int:
+    """Move what of a shard nobody has claimed back to ready (e); return how many runs.
+
+    It is dispatched again after a pause, in another shard.
+    """
+    dispatched = StageRun.state == RunState.DISPATCHED.value
+    found = session.scalars(
+        select(StageRun.id)
+        .where(StageRun.shard_id == shard_id, dispatched)
+        .with_for_update(skip_locked=True)
+    ).all()
+    session.execute(
+        update(StageRun)
+        .where(StageRun.id.in_(found), dispatched)
+        .values(state=RunState.READY.value, shard_id=None, next_attempt_at=DbNow() + pause_s)
+        .execution_options(synchronize_session=False)
+    )
+    return len(found)
+
+
+def _claims(session: Session, waits: Mapping[str, float | None]) -> list[Claim]:
     rows = session.execute(
         select(
             StageRun.id,
@@ -143,7 +167,7 @@ def _claims(session: Session, ids: Sequence[str]) -> list[Claim]:
             Recording.traceparent,
         )
         .join(Recording, Recording.id == StageRun.recording_id)
-        .where(StageRun.id.in_(ids))
+        .where(StageRun.id.in_(waits))
         .order_by(StageRun.job_id, StageRun.position)
     ).all()
     jobs = session.execute(select(Job.id, Job.params).where(Job.id.in_({r.job_id for r in rows})))
@@ -169,6 +193,7 @@ def _claims(session: Session, ids: Sequence[str]) -> list[Claim]:
             ),
             shard_id=run.shard_id,
             traceparent=run.traceparent,
+            queue_wait_s=waits[run.id],
         )
         for run in rows
     ]

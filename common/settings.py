@@ -79,6 +79,7 @@ class Settings(BaseSettings):
     lease_s: float = 30.0
     soft_time_limit_s: int = 6 * 3600
     hard_time_limit_s: int = 6 * 3600 + 120
+    drain_grace_s: float = 15.0  # a worker that is to stop gives back what it has not done by then
     torch_threads: int = Field(default=1, ge=1)
     device: str = "auto"  # "auto", "cpu" or "cuda"
 

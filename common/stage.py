@@ -1,7 +1,7 @@
 """Runs a stage: from a shard message to stored artifacts and recorded results.
 
-One plain function, ``run_shard``, that all four workers share. Each hands in how to load its model
-and how to process one recording; everything around that is here: claiming, fetching, reuse of
+One plain function, ``run_message``, that all four workers share. Each hands in how to load its
+model and how to process one recording; everything around that is here: claiming, fetching, reuse of
 earlier results, storing, errors. Artifacts are stored first, then recorded together with what
 waits for them (``common.keeper``), so a crash at any point loses nothing.
 """
@@ -13,26 +13,26 @@ import hashlib
 import os
 import random
 import resource
-import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-import psutil
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import logs, runs, sharing
+from common import logs, runs, sharing, stage_metrics
 from common.db import make_engine, make_readers, make_sessions
 from common.domain import ArtifactKind, Stage
-from common.ends import Dropped, Failed, GivenBack, Measures, Succeeded
+from common.draining import Drain
+from common.ends import Dropped, Failed, GivenBack, GivenBackFor, Measures, Succeeded
 from common.errors import (
     DiskFull,
     InternalError,
+    MessageRefused,
     OutOfMemory,
     PermanentError,
     SoundmillError,
@@ -40,18 +40,20 @@ from common.errors import (
     TimeLimitExceeded,
 )
 from common.keeper import Keeper, transact
-from common.messages import ShardMessage
+from common.messages import ShardMessage, read_shard_message
 from common.params import canonical, parse_params
 from common.runs import Claim, Reusable, StoredArtifact
+from common.scratch import emptied, scratch_folder, sweep_scratch
 from common.settings import Settings
 from common.stage_io import Phases, StageInput, StageOutput
+from common.stage_metrics import Fate
 from common.storage import ObjectStore, open_store
 
 log = logs.get_logger(__name__)
 
 KEY_VERSION = "1"  # a part of every idempotency key: change it to forget all earlier results
-SAME_WORK_ELSEWHERE = "same_work_elsewhere"
 MOST_PATIENCE_S = 16.0
+AFTER_REFUSAL_S = (5.0, 10.0)  # until runs are dispatched again whose message was refused
 
 
 class LoadedModel(Protocol):
@@ -77,9 +79,10 @@ class Surroundings:
     readers: sessionmaker[Session]
     store: ObjectStore
     worker: str  # its name in attempts: host and process
+    drain: Drain  # whether it is to stop
 
 
-def open_surroundings(settings: Settings) -> Surroundings:
+def open_surroundings(settings: Settings, drain: Drain | None = None) -> Surroundings:
     """Connect to database and object store, and clear what dead processes left in scratch."""
     engine = make_engine(settings)
     sweep_scratch(settings.scratch_dir)
@@ -90,7 +93,36 @@ def open_surroundings(settings: Settings) -> Surroundings:
         readers=make_readers(engine),
         store=open_store(settings),
         worker=f"{os.uname().nodename}:{os.getpid()}",
+        drain=drain or Drain(),
     )
+
+
+def run_message(
+    around: Surroundings,
+    stage: Stage,
+    content: Any,
+    load: Callable[[], Model],
+    process: Callable[[Model, StageInput], StageOutput],
+) -> None:
+    """Do what a message asks for; see ``run_shard``.
+
+    What a message names that we cannot follow is dispatched again a little later: a newer worker
+    may take it. Of what it does not name, the dispatcher finds that the message is lost.
+    """
+    try:
+        message = read_shard_message(content, stage)
+    except MessageRefused as error:
+        shard_id = error.shard_id
+        log.error("message refused", stage=stage, shard_id=shard_id, detail=str(error))
+        stage_metrics.count_message(stage, Fate.REFUSED)
+        if shard_id is not None:
+            pause_s = random.uniform(*AFTER_REFUSAL_S)  # noqa: S311
+            transact(around.sessions, lambda s: runs.return_shard(s, shard_id, pause_s))
+        return
+    if around.drain.asked:
+        transact(around.sessions, lambda s: runs.return_shard(s, message.shard_id))
+        return
+    run_shard(around, message, load, process)
 
 
 def run_shard(
@@ -113,11 +145,14 @@ def run_shard(
     )
     if not claims:
         log.info("stale shard ignored", shard_id=message.shard_id, stage=message.stage)
+        stage_metrics.count_message(message.stage, Fate.STALE)
         return
+    stage_metrics.count_message(message.stage, Fate.TAKEN)
+    stage_metrics.count_claims(claims)
     with (
         logs.bind(shard_id=message.shard_id),
         scratch_folder(settings.scratch_dir) as scratch,
-        Keeper(around.sessions, around.readers, settings, claims) as keeper,
+        Keeper(around.sessions, around.readers, settings, around.drain, claims) as keeper,
     ):
         shard = _Shard(around, keeper, process, list(claims), scratch)
         try:
@@ -146,6 +181,7 @@ class _Shard(Generic[Model]):
 
     def run(self, load: Callable[[], Model]) -> None:
         """Work on all claims, or fail them when there is no model to do it with."""
+        began = time.monotonic()
         try:
             model = load()
         except SoftTimeLimitExceeded:
@@ -154,13 +190,15 @@ class _Shard(Generic[Model]):
             for claim in self._each():
                 self._fail(claim, error, Measures())
             return
+        took_s = time.monotonic() - began
+        stage_metrics.note_model(self.waiting[0].stage, model.digest, model.device, took_s)
         keys = self._keys(model)
         left = self._left_to_others(keys)
         for claim in self._each():
             run_id = claim.stage_run_id
             if run_id in left:
                 pause_s = pause_before_again(claim)
-                self.keeper.end(GivenBack(claim, SAME_WORK_ELSEWHERE, pause_s))
+                self.keeper.end(GivenBack(claim, GivenBackFor.SAME_WORK_ELSEWHERE, pause_s))
             elif run_id in keys:
                 self._run_claim(claim, keys[run_id], model)
 
@@ -170,7 +208,7 @@ class _Shard(Generic[Model]):
         error = TimeLimitExceeded(f"not done after {self.around.settings.soft_time_limit_s} s")
         self.keeper.end(Failed(current, error))
         for claim in rest:
-            self.keeper.end(GivenBack(claim, error.code))
+            self.keeper.end(GivenBack(claim, GivenBackFor.SHARD_OUT_OF_TIME))
 
     def _each(self) -> Iterator[Claim]:
         while self.waiting:
@@ -238,11 +276,11 @@ class _Shard(Generic[Model]):
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:
-            self._fail(claim, error, _measures(model, phases))
+            self._fail(claim, error, _measures(claim.stage, model, phases))
 
     def _compute(self, claim: Claim, key: str, model: Model, phases: Phases) -> None:
         store = self.around.store
-        with _emptied(self.scratch / "in") as inputs, _emptied(self.scratch / "out") as outputs:
+        with emptied(self.scratch / "in") as inputs, emptied(self.scratch / "out") as outputs:
             with phases.phase("download"):
                 audio_path = _local(store, claim.object_key, inputs / "input")
                 upstream = {
@@ -260,7 +298,8 @@ class _Shard(Generic[Model]):
                     for kind, file in output.files.items()
                 ]
         result = Reusable(tuple(artifacts), output.result, output.audio)
-        self.keeper.end(Succeeded(claim, key, result, _measures(model, phases, output)))
+        measures = _measures(claim.stage, model, phases, output)
+        self.keeper.end(Succeeded(claim, key, result, measures))
         self.found[key] = result
         log.info("stage run succeeded", stage=claim.stage, audio_s=output.audio.duration_s)
 
@@ -299,51 +338,17 @@ def as_soundmill_error(error: Exception) -> SoundmillError:
     return InternalError(f"{type(error).__name__}: {error}")
 
 
-@contextmanager
-def scratch_folder(root: Path) -> Iterator[Path]:
-    """Make a private folder under ``root`` and remove it afterwards, whatever happens."""
-    folder = root / f"{os.getpid()}-{os.urandom(8).hex()}"
-    folder.mkdir(parents=True, mode=0o700)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _emptied(folder: Path) -> Iterator[Path]:
-    """Give a folder that is kept from run to run, and remove what is in it afterwards."""
-    folder.mkdir(exist_ok=True)
-    try:
-        yield folder
-    finally:
-        for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path, ignore_errors=True)
-            else:
-                os.unlink(entry.path)
-
-
-def sweep_scratch(root: Path) -> None:
-    """Remove the scratch folders of processes that no longer run on this machine."""
-    if not root.is_dir():
-        return
-    for folder in root.iterdir():
-        pid = folder.name.partition("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
 def _measures(
-    model: LoadedModel | None, phases: Phases, output: StageOutput | None = None
+    stage: Stage, model: LoadedModel, phases: Phases, output: StageOutput | None = None
 ) -> Measures:
     return Measures(
         phases=dict(phases.seconds),
         audio_s=output.audio.duration_s if output else None,
         batch_size=output.batch_size if output else None,
-        device=model.device if model else None,
+        device=model.device,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        model_digest=model.digest if model else None,
+        device_memory_bytes=stage_metrics.device_peak_bytes(stage, model.device),
+        model_digest=model.digest,
     )
 
 

@@ -5,26 +5,20 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from celery.signals import setup_logging
-
-from common import logs
 from common.broker import make_app
-from common.messages import ShardMessage
+from common.domain import STAGE_OF
 from common.settings import get_settings
-from common.stage import Surroundings, open_surroundings, run_shard
+from common.stage import Surroundings, open_surroundings, run_message
+from common.worker import attend
 
 app = make_app(get_settings(), "classifier")
-
-
-@setup_logging.connect
-def _configure_logs(**_: Any) -> None:
-    logs.configure(get_settings(), "classifier")
+drain = attend(get_settings(), "classifier")
 
 
 @cache
 def surroundings() -> Surroundings:
     """Connect once per child process, never in the parent."""
-    return open_surroundings(get_settings())
+    return open_surroundings(get_settings(), drain)
 
 
 @cache
@@ -39,8 +33,8 @@ def model() -> Any:
 
 
 @app.task(name="classifier.run_shard")
-def run(message: dict[str, Any]) -> None:
-    """Run one shard. See ``common.stage``."""
+def run(message: Any) -> None:
+    """Do what one message asks for. See ``common.stage``."""
     from services.classifier.infer import process
 
-    run_shard(surroundings(), ShardMessage.model_validate(message), model, process)
+    run_message(surroundings(), STAGE_OF["classifier"], message, model, process)

@@ -9,50 +9,22 @@ fetched and never decoded.
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from celery.signals import setup_logging
-
-from common import logs
 from common.broker import make_app
-from common.domain import ArtifactKind, Priority, Stage, queue_name
-from common.messages import ShardMessage, task_name
+from common.domain import Priority, Stage, queue_name
+from common.messages import task_name
 from common.settings import get_settings
-from common.stage import Surroundings, open_surroundings, run_shard
-from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput
+from common.stage import Surroundings, open_surroundings, run_message
+from common.stage_io import OutputFile, StageInput, StageOutput
+from common.worker import attend
+from tests.bench.outputs import FACTS, OUTPUTS, NoModel
 
-FACTS = AudioFacts(duration_s=0.1, sample_rate=8_000, channels=1)
-EVENTS = {
-    "version": 1,
-    "duration_s": FACTS.duration_s,
-    "events": [{"label": "dog", "onset_s": 0.0, "offset_s": 0.1, "confidence": 0.9}],
-    "tags": [{"label": "dog", "confidence": 0.9}],
-}
-OUTPUTS = {  # the one artifact of a stage: kind, file, media type, content
-    Stage.SEGMENT: (ArtifactKind.MASK, "mask.npz", "application/zip", b"mask"),
-    Stage.CLASSIFY: (
-        ArtifactKind.EVENTS,
-        "events.json",
-        "application/json",
-        json.dumps(EVENTS).encode(),
-    ),
-    Stage.ENHANCE: (ArtifactKind.ENHANCED, "enhanced.flac", "audio/flac", b"enhanced"),
-    Stage.RESTORE: (ArtifactKind.RESTORED, "restored.flac", "audio/flac", b"restored"),
-}
 QUEUES = [queue_name(stage, priority) for priority in Priority for stage in Stage]
 
 app = make_app(get_settings(), "noop")
-
-
-@dataclass(frozen=True)
-class NoModel:
-    """Stands where a model would."""
-
-    digest: str = "0" * 64
-    device: str = "cpu"
+drain = attend(get_settings(), "noop", *Stage)
 
 
 def process(stage: Stage, _model: NoModel, item: StageInput) -> StageOutput:
@@ -63,22 +35,19 @@ def process(stage: Stage, _model: NoModel, item: StageInput) -> StageOutput:
     return StageOutput({kind: OutputFile(path, media_type)}, {}, FACTS)
 
 
-@setup_logging.connect
-def _configure_logs(**_: Any) -> None:
-    logs.configure(get_settings(), "noop")
-
-
 @cache
 def surroundings() -> Surroundings:
     """Connect once per child process, never in the parent."""
-    return open_surroundings(get_settings())
+    return open_surroundings(get_settings(), drain)
 
 
-def run(message: dict[str, Any]) -> None:
-    """Run one shard of whatever stage it is."""
-    shard = ShardMessage.model_validate(message)
-    run_shard(surroundings(), shard, NoModel, partial(process, shard.stage))
+def add_task(stage: Stage) -> None:
+    """Make the task of one stage."""
+
+    @app.task(name=task_name(stage))
+    def run(message: Any) -> None:
+        run_message(surroundings(), stage, message, NoModel, partial(process, stage))
 
 
 for _stage in Stage:
-    app.task(name=task_name(_stage))(run)
+    add_task(_stage)

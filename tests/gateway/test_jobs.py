@@ -187,7 +187,7 @@ def test_cancelling_ends_everything_and_keeps_results(
     # The worker that was cut off finds out, and changes nothing.
     late = Succeeded(claim, "k" * 64, Reusable((), {}, FACTS), Measures())
     with gateway.sessions.begin() as session:
-        assert end_runs(session, [late], gateway.settings) == {claim.stage_run_id}
+        assert end_runs(session, [late], gateway.settings).stale == {claim.stage_run_id}
     assert gateway.states(ids[2]) == all_in("cancelled")
     with gateway.sessions() as session:
         attempt = session.scalars(

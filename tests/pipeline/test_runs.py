@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from common import garbage, runs, sharing
 from common.db import Artifact, Attempt, DbNow, Garbage, Job, Recording, StageRun
 from common.domain import ArtifactKind, JobState, Outcome, Priority, RunState, Stage
-from common.ends import End, Failed, GivenBack, Measures, Succeeded, end_runs
+from common.ends import End, Failed, GivenBack, GivenBackFor, Measures, Succeeded, end_runs
 from common.errors import AudioUnreadable, OutOfMemory, SoundmillError, StoreUnavailable
 from common.runs import Claim, Reusable, StoredArtifact
 from common.settings import Settings
@@ -44,7 +44,7 @@ def well(claim: Claim, key: str = "k" * 64) -> Succeeded:
 
 def end(sessions: sessionmaker[Session], settings: Settings, *ends: End) -> set[str]:
     with sessions.begin() as session:
-        return end_runs(session, ends, settings)
+        return set(end_runs(session, ends, settings).stale)
 
 
 def test_success_releases_what_waits_for_it_and_records_everything(
@@ -129,7 +129,7 @@ def test_a_stale_fence_changes_nothing(
     stale = {old.stage_run_id}
     assert end(sessions, settings, well(old)) == stale
     assert end(sessions, settings, Failed(old, AudioUnreadable("late"))) == stale
-    assert end(sessions, settings, GivenBack(old, "late")) == stale
+    assert end(sessions, settings, GivenBack(old, GivenBackFor.WORKER_STOPPING)) == stale
     with sessions() as session:
         assert runs.held(session, [old]) == set()
         assert runs.held(session, [new]) == stale
@@ -215,7 +215,8 @@ def test_one_stale_end_costs_the_others_of_its_group_nothing(
             .values(state=RunState.CANCELLED.value)
         )
     ends: list[End] = [well(claim, f"{n}" * 64) for n, claim in enumerate(claims[:3])]
-    ends += [Failed(claims[3], AudioUnreadable("bad")), GivenBack(claims[4], "why", 5.0)]
+    ends.append(Failed(claims[3], AudioUnreadable("bad")))
+    ends.append(GivenBack(claims[4], GivenBackFor.SAME_WORK_ELSEWHERE, 5.0))
     assert end(sessions, settings, *ends) == {claims[1].stage_run_id}
     found = states(sessions, job_id)
     ok, cancelled, failed = RunState.SUCCEEDED, RunState.CANCELLED, RunState.FAILED
@@ -238,7 +239,7 @@ def test_giving_back_costs_nothing(
 ) -> None:
     job_id = make_job(stages={Stage.SEGMENT})
     [claim] = claim_next(sessions, settings, job_id, Stage.SEGMENT)
-    end(sessions, settings, GivenBack(claim, "time_limit_exceeded"))
+    end(sessions, settings, GivenBack(claim, GivenBackFor.SHARD_OUT_OF_TIME))
     [again] = claim_next(sessions, settings, job_id, Stage.SEGMENT)
     assert (again.failures, again.fence) == (0, 2)
 

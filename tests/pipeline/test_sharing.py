@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from common import garbage, keeper, runs, sharing, stage
 from common.db import Artifact, Attempt, DbNow, Garbage, Recording, StageRun
 from common.domain import Outcome, Priority, RunState, Scope, Stage
+from common.ends import Ended
 from common.messages import ShardMessage
 from common.runs import Claim
 from common.settings import Settings
@@ -219,7 +220,7 @@ def test_ends_are_recorded_in_groups_and_before_a_long_run_is_over(
     groups: list[int] = []
     end_runs = keeper.end_runs
 
-    def counted(session: Session, ends: list[object], settings: Settings) -> set[str]:
+    def counted(session: Session, ends: list[object], settings: Settings) -> Ended:
         groups.append(len(ends))
         return end_runs(session, ends, settings)  # type: ignore[arg-type]
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import stage
+from common import scratch, stage
 from common.db import Artifact, Attempt, Job, Recording, StageRun
 from common.domain import ArtifactKind, Outcome, Priority, RunState, Stage
 from common.errors import AudioUnreadable
@@ -219,7 +219,7 @@ def test_scratch_of_dead_processes_is_swept_and_of_living_ones_kept(tmp_path: Pa
     for folder in (living, dead):
         folder.mkdir()
         (folder / "input").write_bytes(b"x")
-    stage.sweep_scratch(tmp_path)
+    scratch.sweep_scratch(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [living.name]
 
 

@@ -316,7 +316,7 @@ def test_a_worker_whose_job_was_deleted_ends_quietly_and_leaves_nothing(
     put(store, result_key(key))  # it did not know
     found = Reusable((), {}, AudioFacts(1.0, 48_000, 1))
     with sessions.begin() as session:
-        stale = end_runs(session, [Succeeded(claim, key, found, Measures())], settings)
+        stale = end_runs(session, [Succeeded(claim, key, found, Measures())], settings).stale
     assert stale == {claim.stage_run_id}
     assert rows(sessions) == {"garbage": 1}
     sweep(sweeper)
