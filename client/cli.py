@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from client.commands import jobs, keys, metrics, process, results, stack, submit
+from client.commands import doctor, jobs, keys, metrics, process, results, stack, submit
 
 app = typer.Typer(
     name="soundmill",
@@ -33,6 +33,7 @@ for command in (
     jobs.delete,
     stack.up,
     stack.down,
+    doctor.doctor,
 ):
     app.command()(command)
 app.add_typer(keys.app, name="keys")

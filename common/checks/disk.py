@@ -41,7 +41,7 @@ class DiskLook:
                 detail = f"scratch: {path} cannot be written"
                 checks.append(failed(DISK, detail, "Give the folder to this user."))
         for same in together.values():
-            names = " and ".join(disk.place for disk in same)
+            names = ", ".join(disk.place for disk in same)
             checks.append(judge(names, same[0], self._settings.min_free_bytes))
         return Found((worst(checks),), disks=tuple(disks))
 

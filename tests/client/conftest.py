@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.gateway.conftest import gateway, gateway_settings
+from tests.gateway.conftest import gateway, gateway_settings, gateway_with_keys
 
-__all__ = ["gateway", "gateway_settings"]
+__all__ = ["gateway", "gateway_settings", "gateway_with_keys"]
 
 
 @pytest.fixture(autouse=True)
