@@ -84,6 +84,7 @@ def publish(app: Celery, message: ShardMessage, priority: Priority) -> None:
     app.send_task(
         task_name(message.stage),
         kwargs={"message": message.model_dump(mode="json")},
+        task_id=message.shard_id,  # so that Celery's own log lines name the shard
         queue=queue_name(message.stage, priority),
         retry=False,
         ignore_result=True,
