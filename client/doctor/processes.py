@@ -61,7 +61,9 @@ def judge(service: str, seen: Seen) -> Check:
     if signs:
         return ok(service, f"seen: {', '.join(signs)}")
     if waiting:
-        return failed(service, f"not seen, and {waiting:,} stage runs wait for it", START)
+        wait = "waits" if waiting == 1 else "wait"
+        detail = f"not seen, while {several(waiting, 'stage run')} {wait} for it"
+        return failed(service, detail, START)
     advice = "If it should run, start it; an idle one of an older release is not seen."
     return warning(service, "not seen", advice)
 
@@ -86,7 +88,7 @@ def look_at_redis(settings: Settings, seen: Seen) -> None:
     for service in SERVICES:
         number = names[client_name(service)]
         if number:
-            seen.signs[service].append(f"{number} connections to Redis")
+            seen.signs[service].append(f"{several(number, 'connection')} to Redis")
 
 
 def look_at_connections(session: Session, seen: Seen) -> None:
@@ -96,13 +98,14 @@ def look_at_connections(session: Session, seen: Seen) -> None:
     found = session.execute(
         text(
             "SELECT application_name, count(*) FROM pg_stat_activity"
-            " WHERE datname = current_database() GROUP BY application_name"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            " GROUP BY application_name"
         )
     ).all()
     for name, number in found:
         service = str(name).removeprefix("soundmill-")
         if service != name and service in SERVICES:
-            seen.signs[service].append(f"{number} connections to PostgreSQL")
+            seen.signs[service].append(f"{several(number, 'connection')} to PostgreSQL")
 
 
 def look_at_work(session: Session, seen: Seen) -> None:
@@ -114,7 +117,7 @@ def look_at_work(session: Session, seen: Seen) -> None:
         .group_by(StageRun.stage)
     ).all()
     for stage, number in held:
-        seen.signs[SERVICE_OF[Stage(stage)]].append(f"works on {number} stage runs")
+        seen.signs[SERVICE_OF[Stage(stage)]].append(f"works on {several(number, 'stage run')}")
     newest = (  # ids sort by time
         select(Attempt.stage_run_id, Attempt.finished_at)
         .order_by(Attempt.id.desc())
@@ -135,10 +138,15 @@ def look_at_work(session: Session, seen: Seen) -> None:
         .where(Source.state == SourceState.RUNNING.value, Source.lease_expires_at > now)
     )
     if reading:
-        seen.signs["ingester"].append(f"reads {reading} sources")
+        seen.signs["ingester"].append(f"reads {several(reading, 'source')}")
     waiting = session.execute(
         select(StageRun.stage, func.count())
         .where(StageRun.state.in_(WAITING))
         .group_by(StageRun.stage)
     ).all()
     seen.waiting = {SERVICE_OF[Stage(stage)]: number for stage, number in waiting}
+
+
+def several(number: int, thing: str) -> str:
+    """Return a number of things: ``1 source``, ``1,200 sources``."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -121,11 +121,11 @@ def test_processes_are_seen_by_their_connections_and_their_work(
         connection.default_channel.client.ping()
         checks = doctor(exit_code=1)
     engine.dispose()
-    assert checks["segmenter"]["detail"] == "seen: works on 1 stage runs"
-    assert checks["enhancer"]["detail"] == "seen: 1 connections to Redis"
-    assert checks["ingester"]["detail"] == "seen: 1 connections to PostgreSQL"
+    assert checks["segmenter"]["detail"] == "seen: works on 1 stage run"
+    assert checks["enhancer"]["detail"] == "seen: 1 connection to Redis"
+    assert checks["ingester"]["detail"] == "seen: 1 connection to PostgreSQL"
     assert checks["classifier"]["status"] == "failed"
-    assert checks["classifier"]["detail"] == "not seen, and 1 stage runs wait for it"
+    assert checks["classifier"]["detail"] == "not seen, while 1 stage run waits for it"
     assert checks["restorer"]["status"] == "warning"
     assert client_name("enhancer") == "soundmill-enhancer"
 
