@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import typer
 
-from client.commands import doctor, jobs, keys, metrics, process, results, stack, submit
+from client.commands import backup, doctor, jobs, keys, metrics, process, results, stack, submit
 
 app = typer.Typer(
     name="soundmill",
@@ -34,6 +34,8 @@ for command in (
     stack.up,
     stack.down,
     doctor.doctor,
+    backup.backup,
+    backup.restore,
 ):
     app.command()(command)
 app.add_typer(keys.app, name="keys")

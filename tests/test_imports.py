@@ -17,7 +17,7 @@ LAYERS = [
     {"settings", "logs", "metrics", "monitor", "params", "sources", "traces"},
     {"draining", "scratch", "shared_metrics"},
     {"db", "storage", "broker", "messages", "migrate", "migrations", "stage_io", "results"},
-    {"quotas", "keys", "addresses", "egress", "garbage", "webhooks"},
+    {"quotas", "keys", "addresses", "egress", "garbage", "webhooks", "backup"},
     {"checks", "jobs", "runs", "spans"},
     {"release", "sharing"},
     {"ends", "stage_traces"},
