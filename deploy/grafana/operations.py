@@ -6,6 +6,11 @@ NO_DISPATCHER = "no dispatcher answers Prometheus, or the database does not answ
 NO_WORKER = "no worker has answered Prometheus in this time."
 NO_INGESTER = "no ingester answers Prometheus."
 
+# Only where every stage can tell: the one that cannot may be the slowest.
+TIME_LEFT = (
+    "max(soundmill:eta_seconds)"
+    " and count(soundmill:eta_seconds) == count(soundmill:backlog_audio_seconds)"
+)
 RUNS = "max by (stage, state) (soundmill_stage_runs)"
 RUNS_CHOSEN = 'sum by (state) (max by (stage, state) (soundmill_stage_runs{stage=~"$stage"}))'
 RUNS_FAILED = 'sum(max by (stage, state) (soundmill_stage_runs{state=~"failed|quarantined"}))'
@@ -29,9 +34,10 @@ NOW = Section(
             unit="dtdurations",
             about="When the slowest stage will have done what waits now, at its present rate. Each "
             "job tells its own estimate: `soundmill status`.",
-            absent="work waits, and none has ended for an hour; or nothing is known yet.",
+            absent="work waits for a stage in which none has ended for an hour; or nothing is "
+            "known yet.",
             no_value="cannot be told",
-            queries=(Query("max(soundmill:eta_seconds)"),),
+            queries=(Query(TIME_LEFT),),
             kind="stat",
             width=4,
             height=4,

@@ -233,7 +233,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Variable:
-    """A choice at the top of a dashboard: one or several of known words, or all."""
+    """A choice at the top of a dashboard: one or several of known words, or all of these."""
 
     name: str
     label: str
@@ -250,7 +250,6 @@ class Variable:
             "current": {"text": ["All"], "value": ["$__all"]},
             "multi": True,
             "includeAll": True,
-            "allValue": ".*",
             "hide": 0,
             "skipUrlSync": False,
         }
