@@ -77,6 +77,10 @@ class Home:
         return self.folder / "metrics"
 
     @property
+    def targets_path(self) -> Path:
+        return self.folder / "metrics-targets.json"
+
+    @property
     def broker(self) -> Path:
         return self.folder / "broker"
 
@@ -98,16 +102,16 @@ class Home:
 
     def write_state(self, state: StackState) -> None:
         """Write ``stack.json`` beside and rename it."""
-        beside = self.state_path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            beside.write_text(json.dumps(asdict(state), indent=1))
-            beside.replace(self.state_path)
-        finally:
-            beside.unlink(missing_ok=True)
+        _write(self.state_path, asdict(state))
+
+    def write_targets(self, targets: list[dict[str, Any]]) -> None:
+        """Write where Prometheus finds the processes, beside and renamed."""
+        _write(self.targets_path, targets)
 
     def remove_state(self) -> None:
-        """Remove ``stack.json``; call it with the lock held."""
+        """Remove ``stack.json`` and what goes with it; call it with the lock held."""
         self.state_path.unlink(missing_ok=True)
+        self.targets_path.unlink(missing_ok=True)
 
     def is_running(self) -> bool:
         """Whether a supervisor holds the lock of this home now."""
@@ -151,3 +155,12 @@ class Home:
             state = self.read_state()
             where = f" at {state.url} (process {state.pid})" if state else ""
             raise AlreadyRunning(f"Soundmill already runs in {self.folder}{where}.") from None
+
+
+def _write(path: Path, content: Any) -> None:
+    beside = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        beside.write_text(json.dumps(content, indent=1))
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

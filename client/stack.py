@@ -29,6 +29,7 @@ from client import broker_server
 from client.children import Child, ending, importable_environment, kill_leftovers, wait_all
 from client.errors import PortInUse, StackFailed
 from client.home import Home, StackState
+from client.targets import free_ports, targets, watched_at
 from common.domain import SERVICE_OF, Priority, Stage, queue_name
 from common.metrics import MULTIPROC_DIR
 from common.monitor import is_well
@@ -128,6 +129,7 @@ class Supervisor:
         }
         self.state = self.state.with_(processes=processes, **changes)
         self.home.write_state(self.state)
+        self.home.write_targets(targets(self.state, self.children))
 
     # Starting
 
@@ -139,14 +141,17 @@ class Supervisor:
         self._migrate(environment)
         self.say("starting gateway, dispatcher, ingester and workers")
         gateway = self._add("gateway", ["-m", "services.gateway"], environment)
-        self._add("dispatcher", ["-m", "services.dispatcher"], environment)
-        self._add("ingester", ["-m", "services.ingester"], environment)
         copies = self.options.workers or max(1, (os.cpu_count() or 1) // 4)
+        ports = iter(free_ports(2 + copies * len(Stage)))
+        for name in ("dispatcher", "ingester"):
+            watched = environment | watched_at(next(ports))
+            self._add(name, ["-m", f"services.{name}"], watched)
         for stage in Stage:
             for number in range(1, copies + 1):
                 name = f"{SERVICE_OF[stage]}-{number}"
                 shared = {MULTIPROC_DIR: str(self.home.metrics / name)}
-                self._add(name, worker_arguments(stage, name), environment | shared)
+                watched = environment | watched_at(next(ports)) | shared
+                self._add(name, worker_arguments(stage, name), watched)
         self._wait_for_gateway(gateway)
         self._publish(status="ready")
         self.say(f"ready at {self.state.url}")

@@ -76,6 +76,9 @@ def status(
                 show_errors(found)
         else:
             show_jobs(list(gateway.jobs()), as_json)
+            targets = Home.at(home).targets_path
+            if not url and not as_json and targets.exists():
+                say(f"Metrics of every process: {targets}")
 
 
 def watch(

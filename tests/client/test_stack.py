@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -75,6 +77,26 @@ def test_every_process_runs_and_the_gateway_answers(home: Home) -> None:
     assert all(psutil.pid_exists(pid) for pid in state.processes.values())
     with Gateway(state.url) as gateway:
         assert list(gateway.jobs()) == []
+
+
+def test_every_process_tells_its_metrics_where_the_file_says(home: Home) -> None:
+    targets = json.loads(home.targets_path.read_text())
+    services = sorted(target["labels"]["job"] for target in targets)
+    assert services == sorted(name.removesuffix("-1") for name in NAMES - {"redis"})
+    for target in targets:
+        (address,) = target["targets"]
+
+        def page(address: str = address) -> str:
+            try:
+                return httpx.get(f"http://{address}/metrics").raise_for_status().text
+            except httpx.TransportError:
+                return ""
+
+        until(lambda: bool(page()))
+        service = target["labels"]["job"]
+        assert f'soundmill_build_info{{service="{service}",version="' in page()
+    answer = soundmill("status", "--home", str(home.folder))
+    assert str(home.targets_path) in answer.stdout
 
 
 def test_redis_listens_on_no_port(home: Home) -> None:
@@ -154,6 +176,7 @@ def test_stop_leaves_nothing_behind(home: Home) -> None:
     state = control.stop(home)
     assert processes_of(state.stack_id) == []
     assert not home.state_path.exists()
+    assert not home.targets_path.exists()
     assert not (home.broker / "redis.sock").exists()
     assert control.find(home) is None
     with pytest.raises(NotRunning):
