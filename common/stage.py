@@ -25,6 +25,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import logs, runs, sharing, stage_metrics
+from common.checks import disk
 from common.db import make_engine, make_readers, make_sessions
 from common.domain import ArtifactKind, Stage
 from common.draining import Drain
@@ -54,6 +55,7 @@ log = logs.get_logger(__name__)
 KEY_VERSION = "1"  # a part of every idempotency key: change it to forget all earlier results
 MOST_PATIENCE_S = 16.0
 AFTER_REFUSAL_S = (5.0, 10.0)  # until runs are dispatched again whose message was refused
+UNTIL_ROOM_S = (5.0, 10.0)  # the same, where there was no room to work
 
 
 class LoadedModel(Protocol):
@@ -122,6 +124,12 @@ def run_message(
     if around.drain.asked:
         transact(around.sessions, lambda s: runs.return_shard(s, message.shard_id))
         return
+    short = disk.lack_of_room(around.settings)
+    if short is not None:  # begun, each run would fail for it and use up its attempts
+        log.error("no room to work: shard given back", shard_id=message.shard_id, detail=short)
+        pause_s = random.uniform(*UNTIL_ROOM_S)  # noqa: S311
+        transact(around.sessions, lambda s: runs.return_shard(s, message.shard_id, pause_s))
+        return
     run_shard(around, message, load, process)
 
 
@@ -139,26 +147,26 @@ def run_shard(
         process: Computes one recording; see ``common.stage_io``.
     """
     settings = around.settings
-    claims = transact(
-        around.sessions,
-        lambda session: runs.claim(session, message.shard_id, around.worker, settings.lease_s),
-    )
-    if not claims:
-        log.info("stale shard ignored", shard_id=message.shard_id, stage=message.stage)
-        stage_metrics.count_message(message.stage, Fate.STALE)
-        return
-    stage_metrics.count_message(message.stage, Fate.TAKEN)
-    stage_metrics.count_claims(claims)
     with (
         logs.bind(shard_id=message.shard_id),
-        scratch_folder(settings.scratch_dir) as scratch,
-        Keeper(around.sessions, around.readers, settings, around.drain, claims) as keeper,
+        scratch_folder(settings.scratch_dir) as scratch,  # where that fails, nothing is claimed
     ):
-        shard = _Shard(around, keeper, process, list(claims), scratch)
-        try:
-            shard.run(load)
-        except SoftTimeLimitExceeded:
-            shard.give_up()
+        claims = transact(
+            around.sessions,
+            lambda session: runs.claim(session, message.shard_id, around.worker, settings.lease_s),
+        )
+        if not claims:
+            log.info("stale shard ignored", stage=message.stage)
+            stage_metrics.count_message(message.stage, Fate.STALE)
+            return
+        stage_metrics.count_message(message.stage, Fate.TAKEN)
+        stage_metrics.count_claims(claims)
+        with Keeper(around.sessions, around.readers, settings, around.drain, claims) as keeper:
+            shard = _Shard(around, keeper, process, list(claims), scratch)
+            try:
+                shard.run(load)
+            except SoftTimeLimitExceeded:
+                shard.give_up()
 
 
 class _Shard(Generic[Model]):

@@ -14,6 +14,7 @@ from common.settings import Settings
 
 DISK = "disk"
 SMALL_DISK_SHARE = 0.05  # what must be free of a disk that is small beside min_free_bytes
+HOPELESS_BYTES = 64 << 20  # with less, no worker begins anything
 SOON = 2.0  # times the limit: below, somebody should know
 ADVICE = "Make room: delete old jobs or other files, or give it a larger disk."
 
@@ -75,6 +76,18 @@ def room(place: str, folder: Path) -> Disk:
 def least_bytes(disk: Disk, min_free_bytes: int) -> int:
     """Return the room that must be free: less on a disk for which the setting is much."""
     return min(min_free_bytes, int(disk.total_bytes * SMALL_DISK_SHARE))
+
+
+def lack_of_room(settings: Settings) -> str | None:
+    """Return a sentence where so little room is left that work would only fail for it."""
+    for place, path in places(settings).items():
+        try:
+            disk = room(place, nearest(path))
+        except OSError as error:
+            return f"{place}: {path} cannot be looked at ({error.strerror})"
+        if disk.free_bytes < min(least_bytes(disk, settings.min_free_bytes), HOPELESS_BYTES):
+            return f"{place}: {size(disk.free_bytes)} free of {size(disk.total_bytes)}"
+    return None
 
 
 def judge(names: str, disk: Disk, min_free_bytes: int) -> Check:
