@@ -18,8 +18,11 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
+from common import logs
 from common.db import make_engine
 from common.settings import get_settings
+
+log = logs.get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 EXIT_OLD = os.EX_DATAERR
@@ -53,9 +56,15 @@ def _config() -> Config:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m common.migrate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="only say whether it is needed")
-    engine = make_engine(get_settings())
+    settings = get_settings()
+    engine = make_engine(settings)
     if not parser.parse_args().check:
-        migrate(engine)
+        logs.configure(settings, "migrate")
+        try:
+            migrate(engine)
+        except Exception as error:
+            log.error("the database was not migrated", exc_info=error)
+            sys.exit(f"{type(error).__name__}: {error}".partition("\n")[0])
         return
     try:
         current = is_current(engine)
