@@ -73,7 +73,7 @@ BUILD_INFO = Gauge(
     ["service", "version"],
     namespace=NAMESPACE,
     registry=REGISTRY,
-    multiprocess_mode="max",
+    multiprocess_mode="livemax",
 )
 DATABASE_REASONS = ("OperationalError", "IntegrityError", "DatabaseError")  # SQLAlchemy's words
 BROKER_REASONS = ("ConnectionError", "TimeoutError", "OperationalError", "ResponseError")
