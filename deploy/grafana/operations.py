@@ -265,7 +265,8 @@ COMING_IN = Section(
         Panel(
             title="Recordings per minute",
             unit="cpm",
-            about="Recordings that began to exist, by the way they came.",
+            about="Files and entries that were stored, by the way they came. What comes in parts "
+            "may be an archive, whose entries are counted as well.",
             absent="no gateway and no ingester answers Prometheus.",
             no_value="no gateway",
             queries=(
