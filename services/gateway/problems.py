@@ -39,6 +39,7 @@ RETRY_AFTER_S = 5
 MAX_DETAIL_LENGTH = 2_000  # what was sent may be named in it, and that may be long
 MAX_FIELD_LENGTH = 200
 MAX_FAULTS = 20
+DATABASE_FULL = ("disk is full", "No space left on device")  # SQLite, PostgreSQL
 CHALLENGE = {"WWW-Authenticate": 'Bearer realm="soundmill"'}
 
 STATUS_OF: dict[type[SoundmillError], HTTPStatus] = {  # the first that fits counts
@@ -179,8 +180,9 @@ def _as_problem(error: Exception) -> Problem:
         return Problem(status, "request_invalid", detail, errors=faults)
     if isinstance(error, DataError):
         return invalid("request_invalid", "A value is not one that the database can hold.")
+    full = any(words in str(error) for words in DATABASE_FULL)
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "database_unavailable",
-        "The database does not answer, or not in time.",
+        f"The database {'has no room left' if full else 'does not answer, or not in time'}.",
     )
