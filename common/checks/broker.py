@@ -27,6 +27,7 @@ from common.checks.base import (
     unknown,
     without_secrets,
 )
+from common.metrics import count_broker_error
 from common.settings import Settings
 
 REDIS, POLICY = "redis", "redis_policy"
@@ -62,10 +63,12 @@ class RedisLook:
             return _lost(failed(REDIS, detail, f"{ADDRESS} {SPECIAL}", EXIT_CONFIG))
         try:
             return self._look(self._client, where)
-        except redis.AuthenticationError:
+        except redis.AuthenticationError as error:
+            count_broker_error(error)
             detail = f"{where} refuses the password, or wants one"
             return _lost(failed(REDIS, detail, f"{ADDRESS} {SPECIAL}", EXIT_REFUSED))
         except redis.RedisError as error:
+            count_broker_error(error)
             told = first_line(without_secrets(str(error), self._settings))
             if "wrongpass" in told.lower() or "noauth" in told.lower():
                 detail = f"{where} refuses the password, or wants one"
