@@ -8,9 +8,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
+import subprocess
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,6 +29,7 @@ from tests.receiver import Receiver, receiver
 UPLOADED = "4bf92f3577b34da6a3ce929d0e0e4736"
 ARCHIVED = "0af7651916cd43dd8448eb211c80319c"
 CLIENT_SPAN = "00f067aa0ba902b7"
+ROOT = Path(__file__).resolve().parents[2]
 WORKERS = set(SERVICE_OF.values())
 PHASES = ("download", "decode", "infer", "encode", "upload")
 
@@ -132,6 +136,30 @@ def test_an_upload_is_followed_to_its_result(stack: Stack, jobs: dict[str, str])
     (fetched,) = stack.until(lambda: only(log_lines(stack), route=route, status=200))
     assert fetched["recording_id"] == ids["recording_id"]
     assert fetched["trace_id"] == result.headers["traceresponse"].split("-")[1] != UPLOADED
+
+
+def test_the_commands_of_the_page(stack: Stack, jobs: dict[str, str], tmp_path: Path) -> None:
+    """``docs/tracing.md`` shows how: its commands find the same."""
+    page = (ROOT / "docs" / "tracing.md").read_text().partition("## In OpenTelemetry")[0]
+    script = "\n".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    (done,) = {
+        line["recording_id"]
+        for line in only(log_lines(stack), trace_id=UPLOADED, event="stage run succeeded")
+    }
+    stack.http.get(f"/v1/recordings/{done}/artifacts/mask").raise_for_status()
+    stack.until(lambda: only(log_lines(stack), recording_id=done, status=200))
+    told = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "LOGS": str(stack.home.logs), "TRACE": UPLOADED},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stderr
+    lines = [json.loads(line) for line in told.stdout.splitlines()]
+    assert {line["service"] for line in only(lines, event="stage run succeeded")} == WORKERS
+    assert len(only(lines, event="shard published", service="dispatcher")) == len(WORKERS)
+    assert only(lines, event="request", service="gateway", recording_id=done, status=200)
 
 
 def test_an_entry_of_an_archive_is_followed_from_its_source(
