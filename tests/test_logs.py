@@ -153,6 +153,7 @@ def test_the_secrets_of_the_settings() -> None:
     settings = Settings(
         database_url=SecretStr("postgresql://u:p%40ss@db/x"),
         redis_url=SecretStr("redis://:redispass@r/0"),
+        s3_access_key=SecretStr("soundmill"),
         s3_secret_key=SecretStr("s3secret"),
     )
     assert own_secrets(settings) == {"p%40ss", "p@ss", "redispass", "s3secret"}
