@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 import psutil
-from celery import signals
+from celery import Celery, bootsteps, signals
 from celery.worker import state
 from prometheus_client import CollectorRegistry
 
@@ -37,7 +37,7 @@ CLEAN_UP_S = 5.0  # after the grace, until a child that does not end is killed
 ROOM_AGAIN_S = 1.0
 
 
-def attend(settings: Settings, service: str, *stages: Stage) -> Drain:
+def attend(app: Celery, settings: Settings, service: str, *stages: Stage) -> Drain:
     """Register with Celery what a worker needs around its task; nothing happens yet.
 
     Args:
@@ -57,6 +57,16 @@ def attend(settings: Settings, service: str, *stages: Stage) -> Drain:
     }
     for celery_signal, handler in handlers.items():
         celery_signal.connect(handler, weak=False)
+
+    class TakeCharge(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Comes after Celery has set up its own ways to stop, and before the first message."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def start(self, _worker: Any) -> None:
+            signal.signal(signal.SIGTERM, parent.stop)
+
+    app.steps["worker"].add(TakeCharge)
     return parent.drain
 
 
@@ -122,8 +132,7 @@ class _Parent:
         require(self.settings, self.service)
 
     def watch(self, sender: Any, **_: Any) -> None:
-        """Take charge of SIGTERM and of dead children. ``sender``: the consumer, connected."""
-        signal.signal(signal.SIGTERM, self._stop)
+        """Hear of children that end. ``sender``: the consumer, connected."""
         pool = sender.pool._pool  # billiard's; it is given its callbacks at each connection
         tidy_up = pool.on_process_down
 
@@ -144,7 +153,7 @@ class _Parent:
         last_resort.daemon = True
         last_resort.start()
 
-    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+    def stop(self, _signal: int, _frame: FrameType | None) -> None:
         """Stop as Celery does when it is warm, whatever ``REMAP_SIGTERM`` makes of the signal.
 
         Its soft shutdown sleeps out its time while the child is long done, and then kills it.

@@ -12,7 +12,7 @@ from common.stage import Surroundings, open_surroundings, run_message
 from common.worker import attend
 
 app = make_app(get_settings(), "segmenter")
-drain = attend(get_settings(), "segmenter")
+drain = attend(app, get_settings(), "segmenter")
 
 
 @cache

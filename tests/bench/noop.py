@@ -24,7 +24,7 @@ from tests.bench.outputs import FACTS, OUTPUTS, NoModel
 QUEUES = [queue_name(stage, priority) for priority in Priority for stage in Stage]
 
 app = make_app(get_settings(), "noop")
-drain = attend(get_settings(), "noop", *Stage)
+drain = attend(app, get_settings(), "noop", *Stage)
 
 
 def process(stage: Stage, _model: NoModel, item: StageInput) -> StageOutput:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -11,11 +13,22 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.db import Job, Recording, StageRun, make_engine, make_sessions
-from common.domain import STAGE_NEEDS, JobState, Priority, RunState, Stage, with_needs
+from common.domain import (
+    STAGE_NEEDS,
+    TERMINAL_STATES,
+    JobState,
+    Priority,
+    RunState,
+    Stage,
+    with_needs,
+)
 from common.migrate import migrate
 from common.settings import Settings
+from common.storage import open_store
+from tests.pipeline.fleet import Fleet, fleet
 
 MakeJob = Callable[..., str]
+NamedJob = Callable[..., str]
 
 
 @pytest.fixture
@@ -84,6 +97,43 @@ def make_job(sessions: sessionmaker[Session]) -> MakeJob:
             return job.id
 
     return make
+
+
+@pytest.fixture
+def named_job(settings: Settings, sessions: sessionmaker[Session], make_job: MakeJob) -> NamedJob:
+    """Make a job of recordings by these names, their bytes stored; return its id."""
+
+    def make(names: Sequence[str], bodies: Iterable[bytes] = repeat(b"x")) -> str:
+        job_id = make_job(len(names))
+        store = open_store(settings)
+        with sessions.begin() as session:
+            recordings = session.scalars(
+                select(Recording).where(Recording.job_id == job_id).order_by(Recording.position)
+            )
+            for recording, name, body in zip(recordings, names, bodies, strict=False):
+                recording.name = name
+                recording.object_key = f"recordings/{recording.id}"
+                recording.sha256 = recording.id * 2  # no two alike
+                store.put_stream(recording.object_key, io.BytesIO(body), "audio/wav")
+        return job_id
+
+    return make
+
+
+@pytest.fixture
+def processes(
+    settings: Settings, sessions: sessionmaker[Session], tmp_path: Path
+) -> Iterator[Fleet]:
+    """Starts dispatchers and workers; ends those that still run."""
+    with fleet(settings, tmp_path) as here:
+        yield here
+
+
+def has_ended(sessions: sessionmaker[Session], job_id: str) -> bool:
+    """Return whether every run of a job is in a terminal state."""
+    return all(
+        state in TERMINAL_STATES for found in states(sessions, job_id).values() for state in found
+    )
 
 
 def states(sessions: sessionmaker[Session], job_id: str) -> dict[Stage, list[RunState]]:

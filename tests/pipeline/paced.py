@@ -25,9 +25,10 @@ from common.worker import attend
 from tests.bench.outputs import OUTPUTS, NoModel
 
 CHUNK_S = 0.02
+BEGUN = "begun"  # a file in the folder of what is being worked on
 
 app = make_app(get_settings(), "paced")
-drain = attend(get_settings(), "paced", *Stage)
+drain = attend(app, get_settings(), "paced", *Stage)
 
 
 def length_of(name: str) -> float:
@@ -39,6 +40,7 @@ def length_of(name: str) -> float:
 def process(stage: Stage, _model: NoModel, item: StageInput) -> StageOutput:
     """Take the time that the name says, then leave the stage's one artifact."""
     length_s = length_of(item.name)
+    (item.scratch / BEGUN).write_text(item.name)
     if item.name.startswith("bad"):
         raise AudioUnreadable(f"{item.name} holds no audio stream")
     if item.name.startswith("flaky"):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,12 @@ from common.domain import STAGE_NEEDS, Outcome, Priority, RunState, Stage, queue
 from common.messages import task_name
 from common.metrics import MULTIPROC_DIR
 from common.settings import Settings
-from common.storage import open_store
 from services.dispatcher.shards import take_shard
-from tests.pipeline.conftest import MakeJob
-from tests.pipeline.fleet import ROOT, Fleet, Samples, fleet, until
+from tests.pipeline.conftest import NamedJob, has_ended
+from tests.pipeline.fleet import ROOT, Fleet, Samples, until
 from tests.servers import RedisServer
 
 Sessions = sessionmaker[Session]
-Named = Callable[[list[str]], str]
-TERMINAL = (RunState.SUCCEEDED.value, RunState.FAILED.value, RunState.SKIPPED.value)
 ONLY_GROWS = ("_total", "_count", "_sum", "_bucket")
 
 
@@ -49,36 +44,6 @@ def settings(database_url: str, redis_server: RedisServer, tmp_path: Path) -> Se
         "shard_audio_s": 1_000.0,
     }
     return Settings(**values)
-
-
-@pytest.fixture
-def processes(settings: Settings, sessions: Sessions, tmp_path: Path) -> Iterator[Fleet]:
-    with fleet(settings, tmp_path) as here:
-        yield here
-
-
-@pytest.fixture
-def named_job(settings: Settings, sessions: Sessions, make_job: MakeJob) -> Named:
-    """Make a job of recordings with names, their bytes stored, all different; return its id."""
-
-    def make(names: list[str]) -> str:
-        job_id = make_job(len(names))
-        store = open_store(settings)
-        with sessions.begin() as session:
-            for recording in session.scalars(select(Recording).where(Recording.job_id == job_id)):
-                recording.name = names[recording.position]
-                recording.object_key = f"recordings/{recording.id}"
-                recording.sha256 = (recording.id * 2)[:64]
-                store.put_stream(recording.object_key, io.BytesIO(b"x"), "audio/wav")
-        return job_id
-
-    return make
-
-
-def has_ended(sessions: Sessions, job_id: str) -> bool:
-    with sessions() as session:
-        states = session.scalars(select(StageRun.state).where(StageRun.job_id == job_id)).all()
-    return all(state in TERMINAL for state in states)
 
 
 def series(samples: Samples, name: str, **labels: str) -> float:
@@ -132,7 +97,7 @@ def check_agreement(samples: Samples, sessions: Sessions) -> None:
 
 
 def test_prometheus_and_the_database_tell_the_same(
-    processes: Fleet, settings: Settings, sessions: Sessions, named_job: Named
+    processes: Fleet, settings: Settings, sessions: Sessions, named_job: NamedJob
 ) -> None:
     worker = processes.paced("worker-1")
     before = worker.samples()
@@ -171,7 +136,7 @@ def test_prometheus_and_the_database_tell_the_same(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_scraped_while_children_are_killed_it_tells_no_less_than_before(
-    processes: Fleet, sessions: Sessions, named_job: Named, tmp_path: Path
+    processes: Fleet, sessions: Sessions, named_job: NamedJob, tmp_path: Path
 ) -> None:
     kills = 4
     worker = processes.paced("worker-1")
@@ -237,7 +202,7 @@ def test_scraped_while_children_are_killed_it_tells_no_less_than_before(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_messages_of_other_versions_are_refused_and_nothing_is_lost(
-    processes: Fleet, settings: Settings, sessions: Sessions, named_job: Named
+    processes: Fleet, settings: Settings, sessions: Sessions, named_job: NamedJob
 ) -> None:
     worker = processes.paced("worker-1")
     job_id = named_job(["0.01 s, a.wav"])
@@ -271,7 +236,7 @@ def test_messages_of_other_versions_are_refused_and_nothing_is_lost(
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_without_a_folder_it_works_and_says_what_is_missing(
-    processes: Fleet, sessions: Sessions, named_job: Named
+    processes: Fleet, sessions: Sessions, named_job: NamedJob
 ) -> None:
     worker = processes.paced("worker-1", metrics_folder="")
     processes.dispatcher()
