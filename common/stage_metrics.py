@@ -39,12 +39,14 @@ FAULTS = (  # what may end an attempt
     errors.ParametersInvalid,
     errors.WeightsInvalid,
     errors.ArtifactInvalid,
+    errors.NotFound,
     errors.StoreUnavailable,
     errors.DiskFull,
     errors.OutOfMemory,
     errors.TimeLimitExceeded,
     errors.InternalError,
 )
+DEATHS = ("SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS", "exit code 1")  # the usual ones of children
 
 
 class Fate(StrEnum):
@@ -150,6 +152,8 @@ def start(stages: Collection[Stage]) -> None:
             PHASE_SECONDS.labels(stage.value, phase)
         for metric in (ATTEMPT_SECONDS, QUEUE_WAIT_SECONDS, FENCED_WRITES):
             metric.labels(stage.value)
+    for death in DEATHS:
+        WORKER_DEATHS.labels("+".join(stages), death)
 
 
 def note_model(stage: Stage, digest: str, device: str, took_s: float) -> None:
