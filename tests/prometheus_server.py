@@ -57,7 +57,8 @@ class PrometheusServer:
         self.folder = new_folder("prometheus")
         self.config = self.folder / "prometheus.yml"
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.address = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.address}"
         self._binary = binary
         self._process: Process | None = None
         self._http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, trust_env=False)
@@ -68,7 +69,7 @@ class PrometheusServer:
         options = {
             "config.file": str(self.config),
             "storage.tsdb.path": str(self.folder / "data"),
-            "web.listen-address": f"127.0.0.1:{self.port}",
+            "web.listen-address": self.address,
             "log.level": "warn",
         }
         arguments = [f"--{name}={value}" for name, value in options.items()]
