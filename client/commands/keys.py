@@ -105,12 +105,13 @@ def database(home: Path) -> Iterator[Session]:
     """Open a transaction in the database, whose tables are made or brought up to date first."""
     folder = Home.at(home)
     settings = Settings(home=folder.folder)
-    folder.make()
     try:
         from common.migrate import migrate
     except ImportError as error:
         raise ClientError("`soundmill keys` needs the extra soundmill[gateway].") from error
     engine = make_engine(settings)
+    if engine.dialect.name == "sqlite":  # a container's home cannot be written to, and need not be
+        folder.make()
     try:
         migrate(engine)
         with make_sessions(engine).begin() as session:
