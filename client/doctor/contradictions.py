@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 from client.doctor.sections import warning
 from common.checks import Check
 from common.checks.base import failed, ok
+from common.errors import StoreUnavailable
 from common.settings import Settings
+from common.storage import open_store
 
 CONNECT_TIMEOUT_S = 3.0
 SHORT_LEASE_S = 5.0
@@ -84,7 +86,13 @@ def sharing(settings: Settings) -> Iterator[Check]:
 
 
 def imports(settings: Settings) -> Iterator[Check]:
-    """Yield folders for sources that are not there."""
+    """Yield buckets and folders for sources that are not there."""
+    for bucket in filter(None, (part.strip() for part in settings.import_buckets.split(","))):
+        try:
+            open_store(settings.model_copy(update={"store_url": f"s3://{bucket}"})).check()
+        except (StoreUnavailable, ValueError) as error:
+            detail = f"{bucket} cannot be listed ({error})"
+            yield warning("import_buckets", detail, "The key must be allowed to list and get.")
     for folder in filter(None, (part.strip() for part in settings.import_roots.split(","))):
         if not Path(folder).is_dir():
             detail = f"{folder} is no folder here"

@@ -188,6 +188,7 @@ def test_settings_that_contradict(deployment: Settings, monkeypatch: pytest.Monk
         "HARD_TIME_LIMIT_S": "10",
         "LEASE_S": "1",
         "IMPORT_ROOTS": "/no/such/folder",
+        "IMPORT_BUCKETS": f"{deployment.store_url.removeprefix('s3://')}, no-such-bucket",
         "S3_PUBLIC_ENDPOINT": closed,
     }.items():
         monkeypatch.setenv(f"SOUNDMILL_{name}", value)
@@ -195,6 +196,7 @@ def test_settings_that_contradict(deployment: Settings, monkeypatch: pytest.Monk
     assert checks["time_limits"]["status"] == "failed"
     assert "Is SOUNDMILL_S3_SECRET_KEY meant?" in checks["settings"]["advice"]
     assert checks["lease"]["status"] == "warning"
+    assert checks["import_buckets"]["detail"].startswith("no-such-bucket cannot be listed")
     assert "/no/such/folder" in checks["import_roots"]["detail"]
     assert closed in checks["s3_public_endpoint"]["detail"]
     monkeypatch.setenv("SOUNDMILL_S3_PUBLIC_ENDPOINT", deployment.s3_endpoint)
