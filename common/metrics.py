@@ -2,7 +2,7 @@
 
 Each process registers its own in ``REGISTRY`` (the gateway in one per application). The processes
 of a Celery worker share theirs by files: where ``PROMETHEUS_MULTIPROC_DIR`` is set, what children
-counted is exposed by their parent, and outlives them.
+counted is exposed by their parent, and outlives them (``common.shared_metrics``).
 
 Labels never hold an id or a name that a user chose, so that the number of series stays bounded.
 The names, with their units and labels, are listed in ``docs/metrics.md``.
@@ -10,7 +10,6 @@ The names, with their units and labels, are listed in ``docs/metrics.md``.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -25,7 +24,6 @@ from prometheus_client import (
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
 
 NAMESPACE = "soundmill"
 MULTIPROC_DIR = "PROMETHEUS_MULTIPROC_DIR"
@@ -107,18 +105,6 @@ def new_registry() -> CollectorRegistry:
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
-    return registry
-
-
-def shared_registry(folder: str | None = None) -> CollectorRegistry:
-    """Return a registry of what all processes wrote that share a folder.
-
-    Args:
-        folder: Instead of that of ``PROMETHEUS_MULTIPROC_DIR``.
-    """
-    registry = CollectorRegistry()
-    path = folder or os.environ[MULTIPROC_DIR]
-    MultiProcessCollector(registry, path=path)  # type: ignore[no-untyped-call]
     return registry
 
 
