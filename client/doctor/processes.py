@@ -6,10 +6,12 @@ the same: an idle one, one of an older release, one that only this machine canno
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import httpx
 import psutil
 import redis
 from sqlalchemy import func, select, text
@@ -17,26 +19,30 @@ from sqlalchemy.orm import Session
 
 from client.doctor.sections import warning
 from client.doctor.target import Target
+from client.home import Home
 from common.broker import client_name
 from common.checks import Check
 from common.checks.base import failed, ok
 from common.checks.broker import connect
 from common.db import Attempt, DbNow, Source, StageRun
 from common.domain import SERVICE_OF, RunState, SourceState, Stage
+from common.monitor import is_well
 from common.settings import Settings
 
 SERVICES = ("gateway", "dispatcher", "ingester", *SERVICE_OF.values())
 NEWEST_ATTEMPTS = 200
 RECENT_S = 300.0
+ANSWER_S = 5.0
 WAITING = (RunState.READY.value, RunState.DISPATCHED.value)
 START = "Start it, or read its log: it says why it does not get on."
 
 
 @dataclass
 class Seen:
-    """What was seen of the processes: for each service, sentences; what waits for each."""
+    """What was seen of the processes and what they complain of, by service; what waits for each."""
 
     signs: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    troubles: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     waiting: dict[str, int] = field(default_factory=dict)
 
 
@@ -47,6 +53,8 @@ def checks(session: Session, target: Target, redis_answers: bool) -> Iterator[Ch
     seen = Seen()
     if target.state is not None:
         look_at_stack(target.state.processes, seen)
+    if target.state is not None and target.home is not None:
+        ask_stack(target.home, seen)
     if redis_answers:
         look_at_redis(target.settings, seen)
     look_at_connections(session, seen)
@@ -58,6 +66,8 @@ def checks(session: Session, target: Target, redis_answers: bool) -> Iterator[Ch
 def judge(service: str, seen: Seen) -> Check:
     """Return whether a service was seen, and whether work waits for it in vain."""
     signs, waiting = seen.signs.get(service), seen.waiting.get(service, 0)
+    if seen.troubles.get(service):
+        return failed(service, "; ".join(seen.troubles[service]), START)
     if signs:
         return ok(service, f"seen: {', '.join(signs)}")
     if waiting:
@@ -74,6 +84,25 @@ def look_at_stack(running: dict[str, int], seen: Seen) -> None:
         service = name.rpartition("-")[0] or name
         if service in SERVICES and psutil.pid_exists(pid):
             seen.signs[service].append(f"process {pid}")
+
+
+def ask_stack(home: Home, seen: Seen) -> None:
+    """Ask every process of this machine's stack whether it is ready."""
+    try:
+        targets = json.loads(home.targets_path.read_text())
+        addresses = [(t["labels"]["job"], address) for t in targets for address in t["targets"]]
+    except (OSError, ValueError, KeyError, TypeError):  # a stack of an older release
+        return
+    for service, address in addresses:
+        try:
+            answer = httpx.get(f"http://{address}/ready", timeout=ANSWER_S, trust_env=False)
+            checks = answer.json()["checks"]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            seen.troubles[service].append(f"does not answer at {address}")
+            continue
+        wrong = [f"{name}: {told}" for name, told in checks.items() if not is_well(told)]
+        if wrong:
+            seen.troubles[service].append(f"not ready: {', '.join(wrong)}")
 
 
 def look_at_redis(settings: Settings, seen: Seen) -> None:

@@ -12,7 +12,8 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 from client.cli import app
-from client.doctor import contradictions, machine, weights
+from client.doctor import contradictions, machine, processes, weights
+from client.home import Home
 from common import keys
 from common.broker import client_name, make_app
 from common.checks import Status
@@ -253,6 +254,21 @@ def test_a_home_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "redis" not in checks
     shutil.rmtree(tmp_path / "objects")
     assert doctor("--home", str(tmp_path), exit_code=1)["store"]["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
+)
+def test_processes_of_a_stack_are_asked(gateway: Gateway, tmp_path: Path) -> None:
+    home = Home.at(tmp_path)
+    ready, silent = gateway.url.removeprefix("http://"), f"127.0.0.1:{free_port()}"
+    jobs = {"gateway": ready, "enhancer": silent}
+    targets = [{"targets": [at], "labels": {"job": job}} for job, at in jobs.items()]
+    home.targets_path.write_text(json.dumps(targets))
+    seen = processes.Seen()
+    processes.ask_stack(home, seen)
+    assert seen.troubles == {"enhancer": [f"does not answer at {silent}"]}
+    assert processes.judge("enhancer", seen).status is Status.FAILED
 
 
 # A gateway elsewhere

@@ -125,6 +125,7 @@ def test_it_waits_for_room_and_goes_on(stack: Stack, small_disk: Path, sounds: l
     assert 'soundmill_ready{check="disk"} 0.0' in stack.http.get("/metrics").text
     code, checks = doctor(stack.home)
     assert (code, checks["disk"]["status"]) == (1, "failed")
+    stack.until(lambda: "not ready: disk" in doctor(stack.home)[1]["segmenter"]["detail"])
     # A small job is taken, and waits: no attempt is spent on what would fail.
     job_id = stack.submit(others)
     log = stack.home.log("segmenter-1")
