@@ -103,10 +103,11 @@ class PrometheusServer:
     def query_range(self, expression: str, start: float, end: float, step_s: float) -> list[Series]:
         """Return the values of a query from ``start`` to ``end``. Raises QueryFailed."""
         data = self._ask("/api/v1/query_range", query=expression, start=start, end=end, step=step_s)
-        return [
-            Series(found["metric"], tuple((float(at), float(v)) for at, v in found["values"]))
-            for found in data["result"]
-        ]
+        return _series(data)
+
+    def samples(self, selector: str, window: str, at: float) -> list[Series]:
+        """Return what was scraped of series within a window, as it was. Raises QueryFailed."""
+        return _series(self._ask("/api/v1/query", query=f"{selector}[{window}]", time=at))
 
     def rules(self) -> list[dict[str, Any]]:
         """Return the rules of all groups, as Prometheus tells them."""
@@ -142,3 +143,10 @@ class PrometheusServer:
             return self._http.get("/-/ready").is_success
         except httpx.HTTPError:
             return False
+
+
+def _series(data: Any) -> list[Series]:
+    return [
+        Series(found["metric"], tuple((float(at), float(v)) for at, v in found["values"]))
+        for found in data["result"]
+    ]

@@ -24,13 +24,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from common.domain import Priority, Stage, queue_name
 from tests.e2e.conftest import Stack
+from tests.e2e.shipped import INTERVAL_S
 from tests.e2e.watched_run import Told
+from tests.prometheus_server import PrometheusServer
 
 Labels = frozenset[tuple[str, str]]
 Values = Mapping[Labels, float]
 Oracle = Callable[["Truth"], Values]
-Page = Mapping[tuple[str, Labels], float]  # value of each sample by name and labels
-Pages = Mapping[tuple[str, str], Page]  # by service and address
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ class Truth:
     told: Told
     since: float
     until: float
-    bounds: Callable[[str], Sequence[float]]  # upper ones of a histogram's buckets
     targets: Mapping[str, Sequence[str]]  # addresses of processes by service
-    pages: Sequence[Pages]  # of metrics, one after the other: at both ends and before each restart
+    server: PrometheusServer  # for what was scraped, as it was: nothing is worked out by it
 
     @property
     def window_s(self) -> float:
@@ -65,6 +64,11 @@ class Truth:
                         found.append(entry)
         return found
 
+    def bounds(self, histogram: str) -> list[float]:
+        """Return the upper bounds of a histogram's buckets, in order."""
+        series = self.server.samples(f"{histogram}_bucket", "10s", self.until)
+        return sorted({float(found.labels["le"]) for found in series})
+
     @property
     def answered(self) -> list[int]:
         """How deliveries to the webhook were answered in the run."""
@@ -81,22 +85,22 @@ class Truth:
         found: dict[str, str] = answer.json()["checks"]
         return found
 
-    def increases(self, name: str) -> Iterator[tuple[dict[str, str], float]]:
-        """Yield by how much samples grew, by labels, as the processes themselves tell it."""
-        for process, last in self.pages[-1].items():
-            for sample, labels in last:
-                if sample != name:
-                    continue
-                told = [page.get(process, {}).get((sample, labels), 0.0) for page in self.pages]
-                grown = sum(b - a if b >= a else b for a, b in pairwise(told))
-                yield {"job": process[0], **dict(labels)}, grown
+    def increases(self, name: str) -> Iterator[tuple[Mapping[str, str], float]]:
+        """Yield by how much each series of a counter grew, by labels, added up sample by sample."""
+        window = f"{round(self.window_s * 1000)}ms"
+        for series in self.server.samples(name, window, self.until):
+            values = [value for _, value in series.points]
+            yield series.labels, sum(b - a if b >= a else b for a, b in pairwise(values))
 
-    def samples(self, name: str) -> Iterator[tuple[dict[str, str], float]]:
-        """Yield samples by labels, as the processes themselves told them at the end."""
-        for process, page in self.pages[-1].items():
-            for (sample, labels), value in page.items():
-                if sample == name:
-                    yield {"job": process[0], **dict(labels)}, value
+    def page_values(self, name: str) -> Iterator[tuple[Mapping[str, str], float]]:
+        """Yield samples by labels, as the processes themselves tell them now."""
+        for addresses in self.targets.values():
+            for address in addresses:
+                text = httpx.get(f"http://{address}/metrics", timeout=60, trust_env=False).text
+                for family in text_string_to_metric_families(text):
+                    for sample in family.samples:
+                        if sample.name == name:
+                            yield sample.labels, sample.value
 
     def queue_length(self, stage: Stage, priority: Priority) -> int:
         """Return how many messages wait in a queue of Redis."""
@@ -126,24 +130,25 @@ class Expected:
     """What a query must return, and how far off it may be."""
 
     oracle: Oracle
-    slack: Callable[[Truth], float] = lambda truth: 0.0  # on top of what every query may be off
-    quiet: str = ""  # why all values are 0
+    slack: Callable[[Truth, Labels], float] = lambda truth, labels: 0.0  # besides the tolerance
+    quiet: str = ""  # why all values may be 0
     absent: str = ""  # why there are no values
+    most: int | None = None  # only so many values come out
 
 
 def near(oracle: Oracle, slack: float) -> Expected:
     """Values that change while they are looked at, by an absolute slack at most."""
-    return Expected(oracle, lambda truth: slack)
+    return Expected(oracle, lambda truth, labels: slack)
 
 
-def near_events(oracle: Oracle, events: float, times: float = 1.0) -> Expected:
+def near_events(oracle: Oracle, events: float) -> Expected:
     """Rates of what never stops: at both ends of the run some events are counted or not."""
-    return Expected(oracle, lambda truth: events * times / truth.window_s)
+    return Expected(oracle, lambda truth, labels: events / truth.window_s)
 
 
 def quiet(why: str, slack: float = 0.0) -> Expected:
     """Values that are all 0, and why that is right."""
-    return Expected(lambda truth: {}, lambda truth: slack, quiet=why)
+    return Expected(lambda truth: {}, lambda truth, labels: slack, quiet=why)
 
 
 def absent(why: str) -> Expected:
@@ -197,30 +202,57 @@ def ratio(above: Oracle, below: Oracle) -> Oracle:
     return divided
 
 
-def quantile(q: float, histogram: str, query: str, *names: str) -> Oracle:
+def quantile(q: float, histogram: str, query: str, *names: str) -> Expected:
     """A quantile as Prometheus estimates it from buckets, of the values that a query returns."""
-
-    def rows(truth: Truth) -> Iterator[tuple[Any, ...]]:
-        yield from truth.rows(query)
-
-    return quantile_of(q, histogram, rows, *names)
+    return quantile_of(q, histogram, lambda truth: truth.rows(query), *names)
 
 
 def quantile_of(
     q: float, histogram: str, rows: Callable[[Truth], Iterable[Sequence[Any]]], *names: str
-) -> Oracle:
+) -> Expected:
     """A quantile as Prometheus estimates it from buckets, of values from anywhere."""
 
-    def estimated(truth: Truth) -> Values:
+    def counts(truth: Truth) -> dict[Labels, list[float]]:
         bounds = truth.bounds(histogram)
-        counts: dict[Labels, list[float]] = {}
+        found: dict[Labels, list[float]] = {}
         for *labels, value in rows(truth):
             key = frozenset(zip(names, map(str, labels), strict=True))
-            found = counts.setdefault(key, [0.0] * len(bounds))
-            found[bisect_left(bounds, value)] += 1.0
-        return {key: interpolated(q, bounds, found) for key, found in counts.items()}
+            found.setdefault(key, [0.0] * len(bounds))[bisect_left(bounds, value)] += 1.0
+        return found
 
-    return estimated
+    return _estimated(q, histogram, counts)
+
+
+def raw_quantile(q: float, histogram: str, *names: str) -> Expected:
+    """A quantile of a histogram, from what was scraped."""
+
+    def counts(truth: Truth) -> dict[Labels, list[float]]:
+        bounds = truth.bounds(histogram)
+        found: dict[Labels, list[float]] = {}
+        for of, number in truth.increases(f"{histogram}_bucket"):
+            key = frozenset((name, of[name]) for name in names)
+            found.setdefault(key, [0.0] * len(bounds))[bounds.index(float(of["le"]))] += number
+        alone = {key: [b - a for a, b in pairwise([0.0, *sums])] for key, sums in found.items()}
+        return {key: numbers for key, numbers in alone.items() if any(numbers)}
+
+    return _estimated(q, histogram, counts)
+
+
+def _estimated(
+    q: float, histogram: str, counts: Callable[[Truth], dict[Labels, list[float]]]
+) -> Expected:
+    """A quantile from counts. Its rank is as inexact as the counts, each for itself, may be."""
+
+    def at(truth: Truth, rank: float) -> Values:
+        bounds = truth.bounds(histogram)
+        return {key: interpolated(rank, bounds, found) for key, found in counts(truth).items()}
+
+    def slack(truth: Truth, labels: Labels) -> float:
+        error = INTERVAL_S / truth.window_s
+        low, high = at(truth, q * (1.0 - error)), at(truth, min(1.0, q * (1.0 + error)))
+        return high.get(labels, 0.0) - low.get(labels, 0.0)
+
+    return Expected(lambda truth: at(truth, q), slack)
 
 
 def interpolated(q: float, bounds: Sequence[float], counts: Sequence[float]) -> float:
@@ -240,42 +272,14 @@ def interpolated(q: float, bounds: Sequence[float], counts: Sequence[float]) -> 
     raise ValueError("no values")
 
 
-def page_rate(sample: str, *names: str) -> Oracle:
-    """How much a counter grew per second, as the processes themselves tell it."""
+def raw_rate(counter: str, *names: str) -> Oracle:
+    """How much a counter grew per second, from what was scraped."""
 
     def found(truth: Truth) -> Values:
-        grown = truth.increases(sample)
+        grown = truth.increases(counter)
         return labelled(names, ((*(of[name] for name in names), n) for of, n in grown))
 
     return per_second(found)
-
-
-def page_quantile(q: float, histogram: str, *names: str) -> Oracle:
-    """A quantile of a histogram, as the processes themselves tell it."""
-
-    def found(truth: Truth) -> Values:
-        bounds = truth.bounds(histogram)
-        cumulated: dict[Labels, list[float]] = {}
-        for of, number in truth.increases(f"{histogram}_bucket"):
-            key = frozenset((name, of[name]) for name in names)
-            sums = cumulated.setdefault(key, [0.0] * len(bounds))
-            sums[bounds.index(float(of["le"]))] += number
-        counts = {
-            key: [b - a for a, b in pairwise([0.0, *sums])] for key, sums in cumulated.items()
-        }
-        return {key: interpolated(q, bounds, n) for key, n in counts.items() if sum(n)}
-
-    return found
-
-
-def read_page(address: str) -> Page:
-    """Return all samples of a process as it tells them now."""
-    text = httpx.get(f"http://{address}/metrics", timeout=60, trust_env=False).text
-    return {
-        (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-    }
 
 
 def each(names: str, values: Callable[[Truth], Iterator[tuple[Any, ...]]]) -> Oracle:
