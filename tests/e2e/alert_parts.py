@@ -19,7 +19,7 @@ from tests.e2e.oracles import (
     requests,
     running,
 )
-from tests.e2e.panels import PANELS, RELIABILITY, STORE, deliveries, free_disk
+from tests.e2e.panels import OPERATIONS_RATE, PANELS, RELIABILITY, deliveries, free_disk
 from tests.e2e.truth import (
     Expected,
     Oracle,
@@ -31,7 +31,6 @@ from tests.e2e.truth import (
     near,
     per_second,
     quiet,
-    raw_rate,
     sql,
     total,
 )
@@ -88,9 +87,7 @@ PARTS: dict[str, Expected | Oracle] = {
     ),
     "sum by (operation) (rate(soundmill_store_errors_total[W]))": UNBROKEN,
     "sum by (operation) (increase(soundmill_store_errors_total[W]))": UNBROKEN,
-    "sum by (operation) (rate(soundmill_store_seconds_count[W]))": raw_rate(
-        f"{STORE}_count", "operation"
-    ),
+    "sum by (operation) (rate(soundmill_store_seconds_count[W]))": OPERATIONS_RATE,
     "sum by (job) (increase(soundmill_database_errors_total[W]))": UNBROKEN,
     "sum by (job) (increase(soundmill_broker_errors_total[W]))": UNBROKEN,
     'sum(increase(soundmill_webhook_deliveries_total{outcome=~"retried|failed"}[W]))': told(

@@ -42,8 +42,11 @@ from tests.e2e.truth import (
     Expected,
     Oracle,
     Truth,
+    Values,
     absent,
     each,
+    labelled,
+    near,
     near_events,
     per_minute,
     per_second,
@@ -62,7 +65,8 @@ from tests.e2e.watched_run import SHARD_AUDIO_S
 HOURS = 1 / 3600
 SHARD_RUNS = Settings().shard_max_runs
 CLOCK_S = 0.2  # one machine has one clock
-A_CLIENT_BYTES = 200_000  # what the memory of Redis changes by when one comes and goes
+CLIENTS_BYTES = 200_000.0  # of the memory of Redis: they come and go
+DISCARDED = 3.0  # artifacts that were stored and then not recorded
 EDGE_EVENTS = 2.0  # requests of Prometheus itself, which never stop
 PHASES = ("download", "decode", "infer", "encode", "upload")
 ALONE = ("gateway", "dispatcher", "ingester")  # services of one process
@@ -119,9 +123,10 @@ def messages(truth: Truth) -> Iterator[tuple[Any, ...]]:
 
 
 def fenced(truth: Truth) -> Iterator[tuple[Any, ...]]:
-    """Ends that were discarded, from the logs of the workers."""
+    """Results of runs that had been taken away, from the logs of the workers."""
     for stage, service in SERVICE_OF.items():
-        yield stage.value, len(truth.log(f"{service}-1", "end discarded"))
+        for event in ("end discarded", "result discarded"):
+            yield stage.value, len(truth.log(f"{service}-1", event))
 
 
 def deaths(truth: Truth) -> Iterator[tuple[Any, ...]]:
@@ -178,6 +183,19 @@ def jobs_ended(truth: Truth) -> Iterator[tuple[Any, ...]]:
     yield "cancelled", len(truth.deleted)
 
 
+def operations(truth: Truth) -> Values:
+    """Operations of the object store per second; what was put is in the tables."""
+    ((recordings,),) = truth.rows("SELECT count(*) FROM recording WHERE created_at {during}")
+    ((archives,),) = truth.rows("SELECT count(*) FROM source WHERE created_at {during}")
+    ((artifacts,),) = truth.rows(
+        "SELECT count(*) FROM artifact x JOIN attempt a ON a.stage_run_id = x.stage_run_id"
+        " WHERE a.outcome = 'succeeded' AND a.finished_at {during}"
+    )
+    put = (recordings + archives + artifacts) / truth.window_s
+    counted = raw_rate(f"{STORE}_count", "operation")(truth)
+    return {**counted, **labelled(["operation"], [("put", put)])}
+
+
 def swept(truth: Truth) -> Iterator[tuple[Any, ...]]:
     """Jobs that the test deleted; results that nobody uses, from the log."""
     yield "job", len(truth.deleted)
@@ -220,6 +238,7 @@ ATTEMPT_TIMES = ("soundmill_attempt_seconds", f"SELECT r.stage, {TOOK} {COMPUTED
 WAITS = ("soundmill_queue_wait_seconds", f"SELECT r.stage, a.queue_wait_s {CLAIMED}", "stage")
 BUSY = f"SELECT r.stage, sum({TOOK}) {ENDED} AND a.device IS NOT NULL GROUP BY 1"
 DEVICE = "substr(a.device || ':', 1, instr(a.device || ':', ':') - 1)"
+OPERATIONS_RATE = near_events(operations, DISCARDED)
 TURNS, STORE = "soundmill_turn_seconds", "soundmill_store_seconds"
 
 PANELS: dict[tuple[str, str, str], Expected | Oracle] = {
@@ -304,12 +323,14 @@ PANELS: dict[tuple[str, str, str], Expected | Oracle] = {
     (RELIABILITY, "Time of the object store, 95th percentile", "A"): raw_quantile(
         0.95, STORE, "operation"
     ),
-    (RELIABILITY, "Operations of the object store", "A"): raw_rate(f"{STORE}_count", "operation"),
+    (RELIABILITY, "Operations of the object store", "A"): OPERATIONS_RATE,
     (RELIABILITY, "Errors of the object store", "A"): UNBROKEN,
     (RELIABILITY, "Errors of the database", "A"): UNBROKEN,
     (RELIABILITY, "Errors of Redis", "A"): UNBROKEN,
     (RELIABILITY, "Turns of the dispatcher that failed", "A"): UNBROKEN,
-    (RELIABILITY, "Memory of Redis", "A"): lambda truth: {frozenset(): truth.redis["used_memory"]},
+    (RELIABILITY, "Memory of Redis", "A"): near(
+        lambda truth: {frozenset(): truth.redis["used_memory"]}, CLIENTS_BYTES
+    ),
     (RELIABILITY, "Memory of Redis", "B"): lambda truth: {
         frozenset(): psutil.virtual_memory().total
     },

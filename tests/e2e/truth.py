@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ Values = Mapping[Labels, float]
 Oracle = Callable[["Truth"], Values]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Truth:
     """A run that is over, between two moments at which nothing was counted. Seconds since 1970."""
 
@@ -243,9 +243,11 @@ def _estimated(
 ) -> Expected:
     """A quantile from counts. Its rank is as inexact as the counts, each for itself, may be."""
 
+    counted = cache(counts)
+
     def at(truth: Truth, rank: float) -> Values:
         bounds = truth.bounds(histogram)
-        return {key: interpolated(rank, bounds, found) for key, found in counts(truth).items()}
+        return {key: interpolated(rank, bounds, found) for key, found in counted(truth).items()}
 
     def slack(truth: Truth, labels: Labels) -> float:
         error = INTERVAL_S / truth.window_s

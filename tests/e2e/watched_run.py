@@ -34,6 +34,7 @@ SHARD_AUDIO_S = 8.0
 LONG_S = 15.0  # longer than a shard: such a recording is alone in its own
 KILLER, GONE, AWAY = "killer.wav", "gone.wav", "away.wav"
 WAITED_S = 1_000.0
+MOST_TRIES = 20
 SETTINGS = {
     "lease_s": str(LEASE_S),
     "lost_message_grace_s": "600",  # nothing gets lost, and a slow machine is slow
@@ -184,23 +185,47 @@ class Run:
         self.add(job_id, "truncated.wav", sound(60, 4.0)[:RATE])
         self.add_archive(job_id, archive("main", 10))
         self.look(job_id)
-        self._hang(Stage.CLASSIFY)
+        self._hang(job_id, Stage.CLASSIFY)
         self.add(job_id, KILLER, sound(50, LONG_S))
         self.post(f"/jobs/{job_id}/close")
         self._kill(Stage.ENHANCE)
         self.ended(job_id)
         return job_id
 
-    def _hang(self, stage: Stage) -> None:
+    def _hang(self, job_id: str, stage: Stage) -> None:
         """Stop a worker in the middle of its shard until others may take its runs."""
-        child = self.at_work(stage, "good-%")
-        child.send_signal(signal.SIGSTOP)
+        for number in range(MOST_TRIES):
+            self.add(job_id, f"hang-{number}.wav", sound(100 + number, 2.5))
+            child = self.at_work(stage, "%")
+            child.send_signal(signal.SIGSTOP)
+            if self._holds_runs(child.pid, stage) and self._is_writable():
+                break
+            child.send_signal(signal.SIGCONT)  # just done, or with a hand on the database
         lost = (
             "SELECT 1 FROM attempt a JOIN stage_run r ON r.id = a.stage_run_id"
             " WHERE r.stage = ? AND a.outcome = 'lost'"
         )
-        self.stack.until(lambda: self.has(lost, stage.value))
-        child.send_signal(signal.SIGCONT)
+        try:
+            self.stack.until(lambda: self.has(lost, stage.value))
+        finally:
+            child.send_signal(signal.SIGCONT)
+
+    def _holds_runs(self, pid: int, stage: Stage) -> bool:
+        return self.has(
+            "SELECT 1 FROM stage_run WHERE state = 'running' AND stage = ? AND worker LIKE ?",
+            stage.value,
+            f"%:{pid}",
+        )
+
+    def _is_writable(self) -> bool:
+        path = self.stack.home.folder / "soundmill.db"
+        with closing(sqlite3.connect(path, timeout=2.0, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                return False
+        return True
 
     def _kill(self, stage: Stage) -> None:
         """Kill a worker's child while it works on the recording that is alone in its shard."""
