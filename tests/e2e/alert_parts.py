@@ -16,10 +16,11 @@ from tests.e2e.oracles import (
     READY,
     RULES,
     UNBROKEN,
+    free_disk,
     requests,
     running,
 )
-from tests.e2e.panels import OPERATIONS_RATE, PANELS, RELIABILITY, deliveries, free_disk
+from tests.e2e.panels import OPERATIONS_RATE, PANELS, RELIABILITY, deliveries
 from tests.e2e.truth import (
     Expected,
     Oracle,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from common.domain import Stage
+from common.domain import SERVICE_OF, Stage
 from tests.e2e.truth import (
     Expected,
     Oracle,
@@ -22,6 +23,7 @@ from tests.e2e.truth import (
 )
 
 STAGES = [stage.value for stage in Stage]
+ALONE = ("gateway", "dispatcher", "ingester")  # services of one process
 QUIET_ROUTES = ("/health", "/ready", "/metrics")
 CENSUS_S = 8.0  # between two looks of the dispatcher at the database, and a scrape
 
@@ -92,6 +94,29 @@ def running(*jobs: str) -> Oracle:
                 yield job, address, 1.0
 
     return each("job instance", found)
+
+
+def worker_memory(truth: Truth) -> Iterator[tuple[Any, ...]]:
+    """Resident memory of the parents and of all their children."""
+    for stage in Stage:
+        parent = truth.process(f"{SERVICE_OF[stage]}-1")
+        yield stage.value, "parent", parent.memory_info().rss
+        children = parent.children(recursive=True)
+        yield stage.value, "child", sum(child.memory_info().rss for child in children)
+
+
+def service_memory(truth: Truth) -> Iterator[tuple[Any, ...]]:
+    """Resident memory of the services of one process."""
+    for service in ALONE:
+        yield service, truth.process(service).memory_info().rss
+
+
+def free_disk(truth: Truth) -> Iterator[tuple[Any, ...]]:
+    """The share of the disk that is free: everything lies on one."""
+    usage = shutil.disk_usage(truth.stack.home.folder)
+    for service in truth.targets:
+        for place in ("database", "scratch", "store"):
+            yield service, place, usage.free / usage.total
 
 
 AUDIO = sql(f"SELECT r.stage, sum(a.audio_s) {COMPUTED} GROUP BY 1", "stage")

@@ -8,7 +8,6 @@ out anew from what was scraped.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
@@ -36,7 +35,10 @@ from tests.e2e.oracles import (
     UNBROKEN,
     UNFINISHED,
     eta,
+    free_disk,
     requests,
+    service_memory,
+    worker_memory,
 )
 from tests.e2e.truth import (
     Expected,
@@ -69,7 +71,6 @@ CLIENTS_BYTES = 200_000.0  # of the memory of Redis: they come and go
 DISCARDED = 3.0  # artifacts that were stored and then not recorded
 EDGE_EVENTS = 2.0  # requests of Prometheus itself, which never stop
 PHASES = ("download", "decode", "infer", "encode", "upload")
-ALONE = ("gateway", "dispatcher", "ingester")  # services of one process
 
 
 def attempts(*labels: str, outcomes: str) -> Oracle:
@@ -152,29 +153,6 @@ def queues(truth: Truth) -> Iterator[tuple[Any, ...]]:
     for stage in Stage:
         for priority in Priority:
             yield stage.value, priority.value, truth.queue_length(stage, priority)
-
-
-def worker_memory(truth: Truth) -> Iterator[tuple[Any, ...]]:
-    """Resident memory of the parents and of all their children."""
-    for stage in Stage:
-        parent = truth.process(f"{SERVICE_OF[stage]}-1")
-        yield stage.value, "parent", parent.memory_info().rss
-        children = parent.children(recursive=True)
-        yield stage.value, "child", sum(child.memory_info().rss for child in children)
-
-
-def service_memory(truth: Truth) -> Iterator[tuple[Any, ...]]:
-    """Resident memory of the services of one process."""
-    for service in ALONE:
-        yield service, truth.process(service).memory_info().rss
-
-
-def free_disk(truth: Truth) -> Iterator[tuple[Any, ...]]:
-    """The share of the disk that is free: everything lies on one."""
-    usage = shutil.disk_usage(truth.stack.home.folder)
-    for service in truth.targets:
-        for place in ("database", "scratch", "store"):
-            yield service, place, usage.free / usage.total
 
 
 def jobs_ended(truth: Truth) -> Iterator[tuple[Any, ...]]:
@@ -329,7 +307,7 @@ PANELS: dict[tuple[str, str, str], Expected | Oracle] = {
     (RELIABILITY, "Errors of Redis", "A"): UNBROKEN,
     (RELIABILITY, "Turns of the dispatcher that failed", "A"): UNBROKEN,
     (RELIABILITY, "Memory of Redis", "A"): near(
-        lambda truth: {frozenset(): truth.redis["used_memory"]}, CLIENTS_BYTES
+        lambda truth: {frozenset(): truth.redis_info["used_memory"]}, CLIENTS_BYTES
     ),
     (RELIABILITY, "Memory of Redis", "B"): lambda truth: {
         frozenset(): psutil.virtual_memory().total

@@ -216,10 +216,10 @@ def disagreements(found: list[Sample], expected: Expected | Oracle, truth: Truth
         return ["no data"]
     if not expected.quiet and not any(held.values()):
         return ["the run has nothing of it: nothing is proven"]
-    keys = said.keys() | held.keys()
+    keys = {*said, *held}
     if expected.most is not None:
         assert len(said) == min(expected.most, len(held)), said
-        keys = said.keys()
+        keys = set(said)
     return [
         f"{dict(sorted(key))}: Prometheus says {said.get(key)}, in truth {held.get(key)}"
         for key in sorted(keys, key=sorted)

@@ -108,7 +108,7 @@ class Truth:
             return int(client.llen(queue_name(stage, priority)))
 
     @cached_property
-    def redis(self) -> dict[str, Any]:
+    def redis_info(self) -> dict[str, Any]:
         """What Redis tells about itself."""
         with self._redis() as client:
             found: dict[str, Any] = client.info()

@@ -272,7 +272,7 @@ class Run:
         ((key,),) = self.stack.rows(
             "SELECT object_key FROM recording WHERE job_id = ? AND name = ?", job_id, name
         )
-        return self.stack.home.folder / "objects" / key
+        return self.stack.home.folder / "objects" / str(key)
 
     def waiting_job(self) -> str:
         """Submit a job that is paused before it begins, so that there is a backlog."""
