@@ -49,11 +49,19 @@ def test_what_images_set_is_known() -> None:
 
 
 def test_folders_of_the_images_belong_to_their_user() -> None:
-    made = re.search(r"mkdir (.*) && chown soundmill:soundmill (.*)$", DOCKERFILE.read_text(), re.M)
+    made = re.search(
+        r"mkdir (.*) && chown soundmill:soundmill (.*) \\$", DOCKERFILE.read_text(), re.M
+    )
     assert made is not None
     assert made[1].split() == made[2].split()
     worker = stages()["worker"].environment
     assert {worker["SOUNDMILL_SCRATCH_DIR"], worker[MULTIPROC_DIR]} == set(made[1].split())
+
+
+def test_a_tmpfs_over_a_folder_of_the_image_can_be_written() -> None:
+    """It belongs to root, whoever the folder below belongs to, and has that folder's mode."""
+    worker = stages()["worker"].environment
+    assert f"chmod 1777 {worker[MULTIPROC_DIR]}" in DOCKERFILE.read_text()
 
 
 def test_copied_files_are_not_ignored() -> None:
