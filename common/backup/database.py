@@ -32,7 +32,7 @@ from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, Programmin
 
 from common.backup.lines import read_lines, write_lines
 from common.backup.manifest import Backup, Manifest, TableCopy
-from common.db import READ_ONLY
+from common.db import READ_ONLY, Base
 from common.errors import BackupInvalid, NotEmpty
 from common.migrate import MIGRATIONS
 
@@ -70,10 +70,13 @@ def known_revisions() -> set[str]:
 
 
 def tables_of(connection: Connection) -> list[Table]:
-    """Return the tables that the database has, each after those that it refers to."""
+    """Return the tables of ours that the database has, each after those that it refers to.
+
+    What others keep in the same database is not ours to copy, to count or to drop.
+    """
     metadata = MetaData()
-    metadata.reflect(connection)
-    tables = [table for table in metadata.sorted_tables if table.name != REVISIONS]
+    metadata.reflect(connection, only=lambda name, _: name in Base.metadata.tables)
+    tables = metadata.sorted_tables
     for table in tables:
         for column in table.columns:
             if isinstance(column.type, JSON):

@@ -38,6 +38,7 @@ from common.backup.manifest import (
     Manifest,
     ObjectsCopy,
     TableCopy,
+    open_backup,
     write_manifest,
 )
 from common.backup.wanted import Index, deleted_among, named_objects
@@ -82,7 +83,7 @@ def make_backup(settings: Settings, folder: Path, tell: Tell = lambda step: None
     """Back up database and object store into a folder that is new, or has an earlier backup.
 
     Raises:
-        NotEmpty: the folder holds something else.
+        NotEmpty: the folder holds something else, or recordings where the database has none.
         Conflict: another backup into the same folder is being made.
         BackupInvalid: there is no database of a version that this program knows.
         StoreUnavailable, DiskFull: try again; what was copied is kept.
@@ -161,6 +162,11 @@ class _Maker:
             rows = _Counter("rows", self.tell)
             tables = database.dump(connection, self.copy, rows.add)
             self.index.want(named_objects(connection))
+        if self.index.totals()[0] == 0 and self._has_objects():
+            raise NotEmpty(
+                f"{self.folder} holds a backup with recordings, and this database names none: it is"
+                " another one, or a new one. Name another folder."
+            )
         found = _Round(now, revision, tables)
         self._copy_objects(found)
         if found.missing:
@@ -170,6 +176,13 @@ class _Maker:
             for job_id in found.deleted_jobs:
                 del found.missing[job_id]
         return found
+
+    def _has_objects(self) -> bool:
+        """Whether the backup before this one has any."""
+        try:
+            return open_backup(self.folder).manifest.objects.count > 0
+        except BackupInvalid:  # there is none
+            return False
 
     def _copy_objects(self, found: _Round) -> None:
         total, _ = self.index.totals()

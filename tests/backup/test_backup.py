@@ -321,6 +321,43 @@ def test_what_cannot_be_backed_up(place: Place, make_place: MakePlace, tmp_path:
     assert os.listdir(tmp_path / "b") == ["thesis.txt"]
 
 
+def test_the_tables_of_others_are_left_alone(make_place: MakePlace, tmp_path: Path) -> None:
+    """A database may hold more than ours: its backup can be restored, and nothing is dropped."""
+    place, target = make_place(EMBEDDED), make_place(EMBEDDED)
+    fill(place)
+    for one, revision in ((place, "head"), (target, "0002")):
+        engine = make_engine(one.settings)
+        with engine.begin() as connection:
+            database.upgrade(connection, revision)
+            connection.execute(text("CREATE TABLE theirs (id INTEGER PRIMARY KEY)"))
+            connection.execute(text("INSERT INTO theirs VALUES (7)"))
+        engine.dispose()
+    make_backup(place.settings, tmp_path / "backup")
+    restore_backup(target.settings, tmp_path / "backup")
+    assert {name for name, rows in target.rows().items() if rows} == EVERY_TABLE
+    engine = make_engine(target.settings)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT id FROM theirs")) == 7
+    engine.dispose()
+
+
+def test_an_empty_database_does_not_replace_a_backup(
+    place: Place, make_place: MakePlace, tmp_path: Path
+) -> None:
+    """The database was lost, a new one was made, and the next backup runs as every night."""
+    folder = tmp_path / "backup"
+    before = make_backup(place.settings, folder).backup
+    new = make_place(EMBEDDED)
+    new.store.prepare()
+    engine = make_engine(new.settings)
+    migrate(engine)
+    engine.dispose()
+    with pytest.raises(NotEmpty, match="Name another folder"):
+        make_backup(new.settings, folder)
+    assert check_backup(folder).checksum == before.checksum
+    make_backup(new.settings, tmp_path / "other")
+
+
 def test_two_at_once(place: Place, tmp_path: Path) -> None:
     with make._own(tmp_path / "backup"), pytest.raises(Conflict):
         make_backup(place.settings, tmp_path / "backup")
