@@ -185,6 +185,8 @@ def test_a_postgresql_that_lets_nobody_in(
     assert nowhere.detail == "the name no-such-host.invalid is not known"
     two = database(url.replace("@127.0.0.1", f"@{SECRET}@127.0.0.1"))
     assert "%40" in two.advice
+    user = database(url.replace("//soundmill:", "//soundmill@server:"))  # as some clouds name them
+    assert user.detail == f"{where} refuses the password of user soundmill@server"
     strange = database(f"nonsense://{SECRET}")
     assert strange.exit_code == EXIT_CONFIG
 
@@ -248,7 +250,7 @@ def test_a_redis_that_lets_nobody_in_or_look(settings: Settings, own_redis: Redi
         return found(with_(settings, redis_url=url))
 
     with own_redis.client() as client:
-        for name, taken in (("nosy", "-info"), ("managed", "-config")):
+        for name, taken in (("nosy", "-info"), ("managed", "-config"), ("timeless", "-time")):
             rights = ["reset", "on", f">{SECRET}", "allkeys", "+@all", taken]
             client.execute_command("ACL", "SETUSER", name, *rights)
         client.config_set("appendonly", "no")
@@ -262,6 +264,8 @@ def test_a_redis_that_lets_nobody_in_or_look(settings: Settings, own_redis: Redi
         assert known["redis"].status is Status.OK
         assert known["redis_policy"].status is Status.WARNING
         assert words in known["redis_policy"].detail
+    timeless = checks(f"redis://timeless:{SECRET}@{address}/0")
+    assert timeless["redis"].status is Status.OK
     own_redis.kill()
     gone = checks(own_redis.url)
     assert gone["redis"].detail == f"nothing listens at {address}"

@@ -77,16 +77,22 @@ class RedisLook:
 
     def _look(self, client: redis.Redis, where: str) -> Found:
         client.ping()
-        before = self._now()
-        seconds, micros = client.time()
-        after = self._now()
-        clock = Clock("redis", (before + after) / 2 - seconds - micros / 1e6, (after - before) / 2)
+        clock = self._clock(client)
         try:
             info: Info = client.info()
         except redis.ResponseError as error:  # managed ones forbid it now and then
             why = f"INFO is not allowed ({first_line(str(error))})"
             return Found((ok(REDIS, f"answers, {where}"), unknown(POLICY, why)), clock)
         return Found((_state(info, where), policy(info, _saves(client))), clock)
+
+    def _clock(self, client: redis.Redis) -> Clock | None:
+        before = self._now()
+        try:
+            seconds, micros = client.time()
+        except redis.ResponseError:  # forbidden, and nothing but this look needs it
+            return None
+        after = self._now()
+        return Clock("redis", (before + after) / 2 - seconds - micros / 1e6, (after - before) / 2)
 
 
 def connect(settings: Settings) -> redis.Redis:

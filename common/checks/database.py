@@ -48,7 +48,8 @@ class DatabaseLook:
 
     def __call__(self) -> Found:
         raw = self._settings.database_url.get_secret_value()
-        if raw.partition("://")[2].partition("/")[0].count("@") > 1:
+        password = raw.partition("://")[2].partition("/")[0].partition(":")[2]
+        if password.count("@") > 1:  # one ends it; a user's name may hold one
             return _lost(failed(DATABASE, "its address holds two @", SPECIAL, EXIT_CONFIG))
         try:
             url = make_url(raw)

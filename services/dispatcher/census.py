@@ -123,17 +123,23 @@ class Census(Collector):
 
     def _look_at_redis(self) -> tuple[Metric, ...]:
         lengths = queue_lengths(self.redis)
-        memory: Mapping[str, Any] = self.redis.info("memory")
         messages = _gauge("queue_messages", "Messages that wait in a queue.", "stage", "priority")
         for stage in Stage:
             for priority in Priority:
                 labels = (stage.value, priority.value)
                 messages.add_metric(labels, lengths[queue_name(stage, priority)])
-        used = _gauge("redis_memory_bytes", "Memory that Redis has allocated.")
-        used.add_metric((), memory["used_memory"])
-        most = _gauge("redis_max_memory_bytes", "Memory that Redis may allocate.")
-        most.add_metric((), memory["maxmemory"] or memory["total_system_memory"])
-        return messages, used, most
+        try:
+            memory: Mapping[str, Any] = self.redis.info("memory")
+        except redis.ResponseError:  # managed ones forbid it now and then
+            memory = {}
+        sizes = {
+            ("redis_memory_bytes", "Memory that Redis has allocated."): memory.get("used_memory"),
+            ("redis_max_memory_bytes", "Memory that Redis may allocate."): (
+                memory.get("maxmemory") or memory.get("total_system_memory")
+            ),
+        }
+        told = (_single(*which, size) for which, size in sizes.items() if size is not None)
+        return messages, *told
 
 
 def _look(at: str, take: Callable[[], tuple[Metric, ...]]) -> _Counted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import pytest
@@ -321,6 +322,23 @@ def test_what_does_not_answer_is_absent_and_comes_back(
     assert broken() == before + 1
     redis_server.start()
     assert look().names >= OF_REDIS
+
+
+def test_a_redis_that_does_not_tell_its_memory(
+    sessions: sessionmaker[Session], settings: Settings, redis_server: RedisServer
+) -> None:
+    """Managed ones forbid it: no error, again and again, and the queues are told all the same."""
+    with redis_server.client() as client:
+        client.execute_command(
+            "ACL", "SETUSER", "managed", "reset", "on", ">pw", "allkeys", "+@all", "-info"
+        )
+    url = redis_server.url.replace("//", "//managed:pw@")
+    reason = {"reason": "NoPermissionError"}
+    before = REGISTRY.get_sample_value("soundmill_broker_errors_total", reason)
+    with closing(Census(settings.model_copy(update={"redis_url": SecretStr(url)}))) as census:
+        census.count()
+        assert tell(census).names & OF_REDIS == {"queue_messages"}
+    assert REGISTRY.get_sample_value("soundmill_broker_errors_total", reason) == before
 
 
 def test_without_tables_there_are_no_numbers(
