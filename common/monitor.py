@@ -31,6 +31,7 @@ log = logs.get_logger(__name__)
 MOST_AT_ONCE = 16
 REQUEST_S = 10.0  # from the connection to the end of the answer
 BIND_AGAIN_S = 5.0
+POLL_S = 0.1
 CHECK_TIMEOUT_S = 3.0
 CHECKS_FRESH_S = 1.0
 OK = "ok"
@@ -119,8 +120,6 @@ class Monitor:
         """Serve no more."""
         self._stop.set()
         if self._thread is not None:
-            if self._server is not None:
-                self._server.shutdown()
             self._thread.join()
             self._thread = None
 
@@ -136,9 +135,11 @@ class Monitor:
             if self._stop.wait(BIND_AGAIN_S):
                 return
             self._bind(tell=False)
-        with self._server:
-            if not self._stop.is_set():  # what stop() cannot have seen it must find here
-                self._server.serve_forever(poll_interval=0.1)
+        with self._server as server:
+            server.timeout = POLL_S
+            while not self._stop.is_set():
+                server.handle_request()
+                server.service_actions()
         self._server = None
 
     def _bind(self, tell: bool) -> None:

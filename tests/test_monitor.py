@@ -226,6 +226,24 @@ def test_a_port_is_free_again_after_the_end(process: Process) -> None:
         assert again.port == port
 
 
+def test_it_ends_also_before_it_has_begun(
+    process: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve = Monitor._serve
+
+    def late(monitor: Monitor) -> None:
+        monitor._stop.wait()
+        serve(monitor)
+
+    monkeypatch.setattr(Monitor, "_serve", late)
+    monitor = process.monitor()
+    monitor.start()
+    stopping = threading.Thread(target=monitor.stop, daemon=True)
+    stopping.start()
+    stopping.join(10)
+    assert not stopping.is_alive()
+
+
 def test_a_forked_child_lets_go_of_the_port(process: Process) -> None:
     """What forks (Celery's parents do) must not leave the port with its children."""
     child_may_end, end_child = os.pipe()
