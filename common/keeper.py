@@ -204,6 +204,8 @@ class Keeper:
                     look_at = now + LOOK_S
             except DBAPIError as error:
                 log.warning("claims not kept", detail=str(error.orig))
+            except Exception as error:  # without this thread the leases would expire
+                log.error("claims not kept", exc_info=error)
 
     def _renew(self) -> None:
         with self._sessions.begin() as session:

@@ -58,7 +58,9 @@ class SharedMetrics(Collector):
         """
         with self._lock:
             for kind in SUMMED:
-                self._add(self.folder / f"{kind}_{pid}.db", self.folder / f"{kind}_{DEAD}.db")
+                ended = self.folder / f"{kind}_{pid}.db"
+                self._add(ended, self.folder / f"{kind}_{DEAD}.db")
+                ended.unlink(missing_ok=True)  # at once: the next may find no room
             for file in self.folder.glob(f"*_{pid}.db"):
                 file.unlink(missing_ok=True)
 

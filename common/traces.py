@@ -302,7 +302,7 @@ def configure(service: str, *, forks: bool = False) -> None:
         return
     _exporting = _Exporting(service)
     if not forks:
-        _exporting.tracer()
+        _tracer()
 
 
 def shutdown() -> None:
@@ -314,7 +314,15 @@ def shutdown() -> None:
 
 
 def _tracer() -> Any:
-    return None if _exporting is None else _exporting.tracer()
+    global _exporting
+    if _exporting is None:
+        return None
+    try:
+        return _exporting.tracer()
+    except Exception as error:  # a variable of OpenTelemetry's own that it cannot use
+        _exporting = None
+        log.error("no traces are sent: OpenTelemetry does not start", detail=str(error))
+        return None
 
 
 def _is_installed(package: str) -> bool:

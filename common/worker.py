@@ -163,7 +163,10 @@ class _Parent:
 
     def _note_end(self, child: Any) -> None:
         if self.shared is not None:
-            self.shared.absorb(child.pid)
+            try:
+                self.shared.absorb(child.pid)
+            except OSError as error:  # its files stay, and are read as they are
+                log.error("no room for metrics", pid=child.pid, detail=error.strerror)
         expected = child.exitcode == os.EX_OK or getattr(child, "_controlled_termination", False)
         if not expected and not self.drain.is_over:
             reason = ending(child.exitcode)

@@ -124,6 +124,20 @@ def test_without_an_endpoint_nothing_is_loaded(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
+def test_settings_that_opentelemetry_refuses_stop_no_work(tmp_path: Path) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    done = run(
+        tmp_path,
+        [],
+        OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1",
+        OTEL_BSP_MAX_EXPORT_BATCH_SIZE="1000000",
+    )
+    (line,) = done.stderr.splitlines()
+    told = json.loads(line)
+    assert told["event"] == "no traces are sent: OpenTelemetry does not start"
+    assert "max_export_batch_size" in told["detail"]
+
+
 def test_an_endpoint_without_the_packages_is_told_once(tmp_path: Path) -> None:
     done = run(
         tmp_path,

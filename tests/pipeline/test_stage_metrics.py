@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import subprocess
@@ -12,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from common import shared_metrics
 from common.broker import make_app
 from common.db import Attempt, Recording, StageRun
 from common.domain import STAGE_NEEDS, Outcome, Priority, RunState, Stage, queue_name
 from common.messages import task_name
 from common.metrics import MULTIPROC_DIR
 from common.settings import Settings
+from common.shared_metrics import SharedMetrics
 from services.dispatcher.shards import take_shard
 from tests.pipeline.conftest import NamedJob, has_ended
 from tests.pipeline.fleet import ROOT, Fleet, Samples, until
@@ -281,3 +285,32 @@ def test_every_stage_has_its_series(tmp_path: Path) -> None:
     for stage in STAGE_NEEDS:
         assert f'soundmill_fenced_writes_total{{stage="{stage}"}} 0.0' in page
         assert f'outcome="transient",reason="worker_stopping",stage="{stage}"' in page
+
+
+def test_nothing_counts_twice_when_there_is_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A child has died, and the disk is full when half of what it counted is put away."""
+    shared = SharedMetrics(tmp_path)
+    names = {"counter": "done_total", "histogram": "took_sum"}
+    for kind, name in names.items():
+        file = MmapedDict(str(tmp_path / f"{kind}_7.db"))
+        file.write_value(mmap_key(name.rpartition("_")[0], name, [], [], "Help."), 5.0, 0.0)
+        file.close()
+
+    def told() -> dict[str, float]:
+        return {s.name: s.value for m in shared.collect() for s in m.samples}
+
+    def full(file: Path) -> None:
+        if file.name.startswith("histogram"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(file)
+
+    before, allocate = told(), shared_metrics._allocate
+    monkeypatch.setattr(shared_metrics, "_allocate", full)
+    with pytest.raises(OSError, match="No space"):
+        shared.absorb(7)
+    assert told() == before
+    monkeypatch.undo()
+    shared.absorb(7)
+    assert told() == before
