@@ -31,6 +31,7 @@ bind_on = bind_contextvars  # for the rest of the task, or of the thread
 HIDDEN = "[redacted]"
 SHORTEST_SECRET = 8  # characters; shorter ones are words, too
 NO_SECRETS = {"s3_access_key"}  # a user's name, often a plain word
+URL_PASSWORD = re.compile(r"://[^\s:@/]*:(.+)@")
 NAMES = (
     r"(?:authorization|x-api-key|cookie|set-cookie|password|passwd|secret|secret[-_]?key"
     r"|access[-_]?key|api[-_]?key|token)"
@@ -108,6 +109,8 @@ def own_secrets(settings: Settings) -> set[str]:
             password = urlsplit(text).password if "://" in text else text
         except ValueError:  # no URL after all: whoever needs it will say so
             password = text
+        if password is None and (match := URL_PASSWORD.search(text)) is not None:
+            password = match[1]  # with characters that should have been escaped
         found |= {password or "", unquote(password or "")}
     return found - {""}
 

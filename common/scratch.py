@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 
+CLOCK_ERROR_S = 2.0  # of the time at which a process was started
+
 
 @contextmanager
 def scratch_folder(root: Path) -> Iterator[Path]:
@@ -42,5 +44,17 @@ def sweep_scratch(root: Path) -> None:
         return
     for folder in root.iterdir():
         pid = folder.name.partition("-")[0]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        if pid.isdigit() and not _is_alive(int(pid), folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int, folder: Path) -> bool:
+    """Whether the process that made a folder lives.
+
+    A container that starts anew gives its processes the numbers of those before: a folder older
+    than this process is not this one's, though it bears its number.
+    """
+    if pid != os.getpid():
+        return bool(psutil.pid_exists(pid))
+    began_at: float = psutil.Process().create_time()
+    return folder.stat().st_ctime > began_at - CLOCK_ERROR_S

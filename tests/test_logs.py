@@ -158,3 +158,6 @@ def test_the_secrets_of_the_settings() -> None:
     )
     assert own_secrets(settings) == {"p%40ss", "p@ss", "redispass", "s3secret"}
     assert own_secrets(Settings(database_url=SecretStr("http://[broken"))) == {"http://[broken"}
+    for password in ("with/slash", "with#hash", "with?mark"):
+        unescaped = Settings(database_url=SecretStr(f"postgresql://u:{password}@db:5432/x"))
+        assert own_secrets(unescaped) == {password}

@@ -7,11 +7,13 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import select, update
@@ -221,6 +223,16 @@ def test_scratch_of_dead_processes_is_swept_and_of_living_ones_kept(tmp_path: Pa
         (folder / "input").write_bytes(b"x")
     scratch.sweep_scratch(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [living.name]
+
+
+def test_what_an_earlier_process_of_this_number_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that starts anew counts its processes from 1 again."""
+    (tmp_path / f"{os.getpid()}-a").mkdir()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: time.time() + 60.0)
+    scratch.sweep_scratch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
