@@ -99,6 +99,7 @@ def test_csv_is_read_by_pandas(rows: list[Any]) -> None:
 
 
 @given(ROWS)
+@example([("half a microsecond", 1, 0.5, 1_795_207_372.1570135, {})])
 def test_parquet_is_read_by_pyarrow(rows: list[Any]) -> None:
     table = pq.read_table(io.BytesIO(b"".join(parquet(COLUMNS, [*rows, UNKNOWN]))))
     assert table.schema.types == [

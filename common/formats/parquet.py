@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -17,7 +18,6 @@ from pyarrow import parquet as pq
 from common.formats.tables import Column, Kind, Row
 
 GROUP_ROWS = 16_384
-MICROSECONDS = 1_000_000
 TYPES = {
     Kind.TEXT: pa.string(),
     Kind.INTEGER: pa.int64(),
@@ -52,7 +52,7 @@ def _value(kind: Kind, value: Any) -> Any:
     if kind is Kind.TEXT:
         return _valid(value)
     if kind is Kind.TIME:
-        return round(value * MICROSECONDS)
+        return datetime.fromtimestamp(value, UTC)  # rounded as in the other formats
     if kind is Kind.MAP:
         return [(_valid(key), _valid(text)) for key, text in value.items()]
     return value
