@@ -34,7 +34,7 @@ NO_SECRETS = {"s3_access_key"}  # a user's name, often a plain word
 URL_PASSWORD = re.compile(r"://[^\s:@/]*:(.+)@")
 NAMES = (
     r"(?:authorization|x-api-key|cookie|set-cookie|password|passwd|secret|secret[-_]?key"
-    r"|access[-_]?key|api[-_]?key|token)"
+    r"|access[-_]?key|api[-_]?key|(?:(?:access|auth|id|refresh|sas)[-_])?token)"
 )
 
 
@@ -54,8 +54,8 @@ SHAPES = (
     _shape("sm_", r"\b(?P<kept>sm_)[\w-]{20,}"),  # API keys
     _shape("whsec_", r"\b(?P<kept>whsec_)[\w+/=-]{8,}"),  # secrets of webhooks
     _shape(  # presigned URLs, signed requests
-        "signature credential security-token",
-        r"(?P<kept>(?:signature|credential|security-token)(?:=|%3D))[^\s&\"'\\,<>]+",
+        "signature credential security-token sig",
+        r"(?P<kept>(?:signature|credential|security-token|\bsig)(?:=|%3D))[^\s&\"'\\,<>]+",
     ),
     _shape(  # passwords in URLs
         "://", r"(?P<kept>://[^\s/:@\"\\]*:)(?:\\[^nrt]|[^\s/\"\\])+(?=@)"

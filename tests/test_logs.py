@@ -31,6 +31,8 @@ TEXTS = {  # what is logged, and what of it must not be seen
     PRESIGNED: [SIGNATURE, "AKIAEXAMPLE"],
     PRESIGNED.replace("&", "%26").replace("=", "%3D"): [SIGNATURE],
     SIGNED: [SIGNATURE, "AKIAEXAMPLE"],
+    "https://a.blob.core.windows.net/c/a.wav?sv=1&sig=ab%2Bcd%3D&se=2026": ["ab%2Bcd"],
+    "https://h/x?access_token=opaque-value": ["opaque-value"],
     "postgresql+psycopg://soundmill:hunter2secret@db:5432/soundmill": ["hunter2secret"],
     "redis://:p@ss\"w'\\rd@redis:6379/0 is gone": ["p@ss", "rd@redis"],
     f"Authorization: Bearer {KEY}": [KEY],
