@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.db import Job, Recording, StageRun, make_engine, make_sessions
@@ -25,7 +25,10 @@ from common.domain import (
 from common.migrate import migrate
 from common.settings import Settings
 from common.storage import open_store
+from services.dispatcher.census import Census
 from tests.pipeline.fleet import Fleet, fleet
+from tests.pipeline.told import Told, tell
+from tests.servers import RedisServer
 
 MakeJob = Callable[..., str]
 NamedJob = Callable[..., str]
@@ -129,6 +132,24 @@ def processes(
         yield here
 
 
+@pytest.fixture
+def census(settings: Settings, redis_server: RedisServer) -> Iterator[Census]:
+    census = Census(settings.model_copy(update={"redis_url": SecretStr(redis_server.url)}))
+    yield census
+    census.close()
+
+
+@pytest.fixture
+def look(census: Census) -> Callable[[], Told]:
+    """Count and scrape."""
+
+    def look() -> Told:
+        census.count()
+        return tell(census)
+
+    return look
+
+
 def has_ended(sessions: sessionmaker[Session], job_id: str) -> bool:
     """Return whether every run of a job is in a terminal state."""
     return all(
@@ -148,3 +169,17 @@ def states(sessions: sessionmaker[Session], job_id: str) -> dict[Stage, list[Run
     for stage, state in rows:
         found.setdefault(Stage(stage), []).append(RunState(state))
     return found
+
+
+def set_runs(sessions: sessionmaker[Session], job_id: str, stage: Stage, **values: object) -> None:
+    with sessions.begin() as session:
+        session.execute(
+            update(StageRun)
+            .where(StageRun.job_id == job_id, StageRun.stage == stage.value)
+            .values(**values)
+        )
+
+
+def set_job(sessions: sessionmaker[Session], job_id: str, **values: object) -> None:
+    with sessions.begin() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(**values))
