@@ -186,6 +186,7 @@ class _Shard(Generic[Model]):
         self.waiting = waiting  # the first is being worked on
         self.scratch = scratch
         self.found: dict[str, Reusable] = {}  # results by idempotency key
+        self.measured = Measures()  # by the run that the time limit ended
 
     def run(self, load: Callable[[], Model]) -> None:
         """Work on all claims, or fail them when there is no model to do it with."""
@@ -214,7 +215,7 @@ class _Shard(Generic[Model]):
         """Fail the run that met the time limit and give back those that had not begun."""
         current, *rest = self.waiting
         error = TimeLimitExceeded(f"not done after {self.around.settings.soft_time_limit_s} s")
-        self.keeper.end(Failed(current, error))
+        self.keeper.end(Failed(current, error, self.measured))
         for claim in rest:
             self.keeper.end(GivenBack(claim, GivenBackFor.SHARD_OUT_OF_TIME))
 
@@ -282,6 +283,7 @@ class _Shard(Generic[Model]):
             log.warning("result discarded", reason=str(error))
             self.keeper.end(Dropped(claim, key))
         except SoftTimeLimitExceeded:
+            self.measured = _measures(claim.stage, model, phases)
             raise
         except Exception as error:
             self._fail(claim, error, _measures(claim.stage, model, phases))

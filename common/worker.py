@@ -102,6 +102,7 @@ class _Parent:
 
     def begin_counting(self, **_: Any) -> None:
         """Empty the folder of metrics before anything is counted."""
+        signal.signal(signal.SIGTERM, leave)  # a container's first process heeds nothing by itself
         logs.configure(self.settings, self.service)  # Celery asks for it only after its warnings
         self.shared = shared_metrics()
         if self.shared is not None:
@@ -172,6 +173,11 @@ class _Parent:
             reason = ending(child.exitcode)
             log.error("child ended unexpectedly", pid=child.pid, reason=reason)
             stage_metrics.WORKER_DEATHS.labels(self.stage, reason).inc()
+
+
+def leave(_signal: int, _frame: FrameType | None) -> None:
+    """End a worker that has not begun."""
+    sys.exit(os.EX_OK)
 
 
 def ending(exitcode: int | None) -> str:

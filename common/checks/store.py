@@ -108,7 +108,7 @@ class StoreLook:
     def _refusal(self, error: StoreRefused) -> Check:
         reason, where = error.reason, self._where
         if reason == "NoSuchBucket":
-            return failed(STORE, str(error), MAKE_BUCKET)
+            return failed(STORE, str(error), MAKE_BUCKET, passes=True)
         if reason == "RequestTimeTooSkewed":
             return failed(
                 STORE, f"{where} refuses: this machine's clock is off", CLOCK, passes=True
@@ -128,6 +128,7 @@ class StoreLook:
 
     def _outage(self, error: StoreUnavailable) -> Check:
         if not self._settings.store_url.startswith("s3:"):
-            return failed(STORE, str(error), "Make the folder and give it to this user.")
+            advice = "Make the folder, or mount it, and give it to this user."
+            return failed(STORE, str(error), advice, passes=True)
         kind = str(error).partition(" ")[0]
         return failed(STORE, f"{self._where}: {WORDS.get(kind, kind)}", ENDPOINT, passes=True)

@@ -253,5 +253,5 @@ def test_who_waits_ends_when_asked(
     with started(service, migrated, database_url=away, host="0.0.0.0") as process:
         process.until(lambda: "nothing listens at" in process.log.read_text())
         process.process.send_signal(signal.SIGTERM)
-        assert process.process.wait(PATIENCE_S) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+        assert process.process.wait(PATIENCE_S) == 0  # heeded, not merely killed by it
         assert "Traceback" not in process.log.read_text()

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from billiard.exceptions import SoftTimeLimitExceeded
 from pydantic import SecretStr
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
@@ -160,6 +161,38 @@ def test_unforeseen_errors_are_tried_again_under_a_stable_code(
         attempt = session.scalars(select(Attempt)).one()
     assert (found.state, found.error_code, found.failures) == (RunState.READY, code, 1)
     assert attempt.outcome == Outcome.TRANSIENT
+
+
+def test_the_time_limit_ends_one_and_gives_back_what_has_not_begun(
+    sessions: sessionmaker[Session], make_job: MakeJob, run: Run
+) -> None:
+    served: list[str] = []
+
+    def second_takes_too_long(model: Upper, item: StageInput) -> StageOutput:
+        served.append(item.name)
+        if served == ["0.wav", "1.wav"]:
+            with item.phases.phase("infer"):
+                raise SoftTimeLimitExceeded
+        return upper(model, item)
+
+    job_id = make_job(3, stages={Stage.SEGMENT})
+    run(job_id, second_takes_too_long)
+    assert served == ["0.wav", "1.wav", "2.wav"]
+    assert states(sessions, job_id)[Stage.SEGMENT] == [
+        RunState.SUCCEEDED,
+        RunState.READY,  # for another try, later
+        RunState.SUCCEEDED,
+    ]
+    with sessions() as session:
+        (limited,) = session.scalars(
+            select(Attempt).where(Attempt.error_code == "time_limit_exceeded")
+        )
+        (given_back,) = session.scalars(
+            select(Attempt).where(Attempt.error_code == "shard_out_of_time")
+        )
+    assert (limited.outcome, limited.device) == (Outcome.TRANSIENT, "cpu")
+    assert limited.infer_s is not None
+    assert given_back.outcome == Outcome.TRANSIENT
 
 
 def test_the_same_work_is_not_done_twice(
