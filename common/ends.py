@@ -15,12 +15,13 @@ from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from common import garbage
-from common.db import Artifact, Attempt, DbNow, Recording, StageRun, new_id
+from common.db import DbNow, new_id
 from common.domain import Outcome, RunState, Stage
 from common.errors import Outage, SoundmillError, TransientError
 from common.release import release_downstream
 from common.runs import Claim, Reusable, lock_recordings
 from common.settings import Settings
+from common.tables import Artifact, Attempt, Recording, StageRun
 
 MAX_BACKOFF_S = 60.0
 DETAIL_LENGTH = 2_000

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from common.db import Garbage
+from common.tables import Garbage
 
 TOUCH_S = 1e-3  # more than the coarsest clock of a database tells apart
 

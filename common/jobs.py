@@ -14,17 +14,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from common import quotas
-from common.db import (
-    DbNow,
-    Job,
-    JobEvent,
-    Recording,
-    Source,
-    StageRun,
-    Webhook,
-    WebhookDelivery,
-    new_id,
-)
+from common.db import DbNow, new_id
 from common.domain import (
     STAGE_NEEDS,
     TERMINAL_STATES,
@@ -34,6 +24,7 @@ from common.domain import (
     Stage,
 )
 from common.errors import Conflict, NotFound
+from common.tables import Job, JobEvent, Recording, Source, StageRun, Webhook, WebhookDelivery
 
 ASSUMED_BYTES_PER_S = 44_100 * 2 * 2  # of CD audio; replaced once a recording is decoded
 UNREAD = (SourceState.PENDING.value, SourceState.RUNNING.value)

@@ -21,12 +21,13 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import logs, runs, stage_metrics, stage_traces
-from common.db import Attempt, DbNow
+from common.db import DbNow
 from common.draining import Drain
 from common.ends import Dropped, End, Ended, GivenBack, GivenBackFor, Succeeded, end_runs
 from common.errors import StaleFence
 from common.runs import Claim
 from common.settings import Settings
+from common.tables import Attempt
 
 log = logs.get_logger(__name__)
 

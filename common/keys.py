@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from common.db import ApiKey, DbNow
+from common.db import DbNow
 from common.domain import Scope
 from common.errors import KeyRefused, NotFound
+from common.tables import ApiKey
 
 PREFIX = "sm_"
 SECRET_BYTES = 32

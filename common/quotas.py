@@ -5,9 +5,9 @@ from __future__ import annotations
 from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
-from common.db import ApiKey, Job
 from common.domain import ENDED_STATES
 from common.errors import QuotaExceeded
+from common.tables import ApiKey, Job
 
 ENDED = sorted(state.value for state in ENDED_STATES)
 

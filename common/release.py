@@ -11,8 +11,9 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
-from common.db import DbNow, StageRun
+from common.db import DbNow
 from common.domain import STAGE_NEEDS, RunState, Stage
+from common.tables import StageRun
 
 LOST_NEEDS = frozenset(
     {RunState.FAILED, RunState.QUARANTINED, RunState.SKIPPED, RunState.CANCELLED}

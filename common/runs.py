@@ -18,9 +18,10 @@ from sqlalchemy import exists, insert, select, update
 from sqlalchemy.orm import Session
 
 from common import traces
-from common.db import Artifact, Attempt, DbNow, Job, Recording, StageRun, new_id
+from common.db import DbNow, new_id
 from common.domain import ENDED_STATES, STAGE_NEEDS, ArtifactKind, RunState, Stage
 from common.stage_io import AudioFacts
+from common.tables import Artifact, Attempt, Job, Recording, StageRun
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,11 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, aliased
 
 from common import garbage
-from common.db import Attempt, DbNow, Garbage, Recording, StageRun
+from common.db import DbNow
 from common.domain import RunState
 from common.runs import Claim, Reusable, artifacts_of, lock_recordings
 from common.stage_io import AudioFacts
+from common.tables import Attempt, Garbage, Recording, StageRun
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, func, select, union_all, update
 from sqlalchemy.orm import Session, aliased
 
-from common.db import Attempt, DbNow, Recording, StageRun
+from common.db import DbNow
 from common.domain import STAGE_NEEDS, TERMINAL_STATES, Outcome, RunState, Stage
+from common.tables import Attempt, Recording, StageRun
 
 SPAN_RECORDINGS = 2_000
 DEADLINE_PASSED = "deadline_passed"

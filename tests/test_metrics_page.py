@@ -18,11 +18,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
-from common.db import Job, Recording, StageRun, make_engine, make_sessions
+from common.db import make_engine, make_sessions
 from common.domain import Priority, RunState, Stage
 from common.migrate import migrate
 from common.settings import Settings
 from common.storage import measure
+from common.tables import Job, Recording, StageRun
 from tests.servers import RedisServer, free_port
 
 ROOT = Path(__file__).parent.parent

@@ -22,9 +22,10 @@ from client.commands.output import say, say_json, told_plainly
 from client.errors import ClientError, InputInvalid
 from client.home import Home
 from common import keys
-from common.db import ApiKey, make_engine, make_sessions
+from common.db import make_engine, make_sessions
 from common.domain import Scope
 from common.settings import Settings
+from common.tables import ApiKey
 
 UNIT_S = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 7 * 86_400.0}
 

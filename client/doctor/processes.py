@@ -24,10 +24,11 @@ from common.broker import client_name
 from common.checks import Check
 from common.checks.base import failed, ok
 from common.checks.broker import connect
-from common.db import Attempt, DbNow, Source, StageRun
+from common.db import DbNow
 from common.domain import SERVICE_OF, RunState, SourceState, Stage
 from common.monitor import is_well
 from common.settings import Settings
+from common.tables import Attempt, Source, StageRun
 
 SERVICES = ("gateway", "dispatcher", "ingester", *SERVICE_OF.values())
 NEWEST_ATTEMPTS = 200

@@ -32,9 +32,10 @@ from sqlalchemy.exc import DataError, IntegrityError, InterfaceError, Programmin
 
 from common.backup.lines import read_lines, write_lines
 from common.backup.manifest import Backup, Manifest, TableCopy
-from common.db import READ_ONLY, Base
+from common.db import READ_ONLY
 from common.errors import BackupInvalid, NotEmpty
 from common.migrate import MIGRATIONS
+from common.tables import Base
 
 ROWS_AT_ONCE = 1_000
 REVISIONS = "alembic_version"

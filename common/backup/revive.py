@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, select, update
 
-from common.db import Attempt, DbNow, Job, Source, StageRun, Upload, Webhook
+from common.db import DbNow
 from common.domain import Outcome, RunState, SourceState, UploadState
+from common.tables import Attempt, Job, Source, StageRun, Upload, Webhook
 
 LOST = "worker_lost"
 ON_THE_WAY = (RunState.DISPATCHED.value, RunState.RUNNING.value)

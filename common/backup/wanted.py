@@ -18,9 +18,9 @@ from typing import Any
 from sqlalchemy import Connection, Select, select
 
 from common.backup.manifest import INDEX
-from common.db import Artifact, Job, Recording, Source, Upload
 from common.domain import SourceState, UploadState
 from common.sources import owned_object
+from common.tables import Artifact, Job, Recording, Source, Upload
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS stored (key TEXT PRIMARY KEY, size INTEGER, sha256 TEXT) WITHOUT ROWID;

@@ -24,8 +24,9 @@ from common.checks.base import (
     unknown,
     without_secrets,
 )
-from common.db import READ_ONLY, Base, DbNow, make_engine
+from common.db import READ_ONLY, DbNow, make_engine
 from common.settings import Settings
+from common.tables import Base
 
 DATABASE, SCHEMA = "database", "schema"
 CONNECT_TIMEOUT_S = 2

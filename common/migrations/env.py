@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from common.db import Base
+from common.tables import Base
 
 context.configure(
     connection=context.config.attributes["connection"],

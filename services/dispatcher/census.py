@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from common import logs
 from common.broker import queue_lengths
-from common.db import DbNow, Job, Source, StageRun, WebhookDelivery, make_engine, make_readers
+from common.db import DbNow, make_engine, make_readers
 from common.domain import (
     TERMINAL_STATES,
     DeliveryState,
@@ -37,6 +37,7 @@ from common.domain import (
 )
 from common.metrics import NAMESPACE, count_broker_error
 from common.settings import Settings
+from common.tables import Job, Source, StageRun, WebhookDelivery
 
 log = logs.get_logger(__name__)
 

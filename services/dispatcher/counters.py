@@ -14,8 +14,9 @@ from typing import Any
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import DbNow, Job, Recording, Rejection, StageRun
+from common.db import DbNow
 from common.domain import TERMINAL_STATES, JobState, RunState
+from common.tables import Job, Recording, Rejection, StageRun
 from services.dispatcher import observe
 from services.dispatcher.lifecycle import complete_job
 

@@ -16,9 +16,10 @@ from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import spans
-from common.db import DbNow, Job, Source
+from common.db import DbNow
 from common.domain import JobEventKind, JobState, SourceState
 from common.jobs import has_work, record_event
+from common.tables import Job, Source
 from services.dispatcher import observe
 
 ENDING_S = 0.2  # of one turn, at most and rounded up to whole spans: dispatching goes on meanwhile

@@ -15,10 +15,11 @@ from typing import Any
 from sqlalchemy import exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from common.db import Attempt, DbNow, Recording, StageRun
+from common.db import DbNow
 from common.domain import Outcome, Priority, RunState, Stage, queue_name
 from common.release import release_downstream
 from common.settings import Settings
+from common.tables import Attempt, Recording, StageRun
 
 MOST_AT_ONCE = 1_000
 LOST = "worker_lost"

@@ -15,10 +15,13 @@ from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import garbage, logs
-from common.db import (
+from common.db import DbNow
+from common.domain import SourceState
+from common.sources import owned_object
+from common.storage import ObjectStore
+from common.tables import (
     Artifact,
     Attempt,
-    DbNow,
     Job,
     JobEvent,
     Recording,
@@ -27,9 +30,6 @@ from common.db import (
     StageRun,
     WebhookDelivery,
 )
-from common.domain import SourceState
-from common.sources import owned_object
-from common.storage import ObjectStore
 from services.dispatcher import observe
 
 log = logs.get_logger(__name__)

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, distinct, func, select, update
 from sqlalchemy.orm import Session
 
-from common.db import DbNow, Job, StageRun, new_id
+from common.db import DbNow, new_id
 from common.domain import JobState, Priority, RunState, Stage
 from common.settings import Settings
+from common.tables import Job, StageRun
 
 SHARDS_PER_WORKER = 2  # one in work, one waiting
 REMEMBERED = 10_000  # jobs and keys whose turn is remembered

@@ -19,21 +19,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import logs
-from common.db import (
-    DbNow,
-    Garbage,
-    IdempotencyKey,
-    Job,
-    StageRun,
-    Upload,
-    make_engine,
-    make_readers,
-    make_sessions,
-)
+from common.db import DbNow, make_engine, make_readers, make_sessions
 from common.domain import ENDED_STATES, RunState, UploadState
 from common.errors import SoundmillError
 from common.settings import Settings
 from common.storage import open_store
+from common.tables import Garbage, IdempotencyKey, Job, StageRun, Upload
 from services.dispatcher import observe
 from services.dispatcher.removal import JobRemover
 

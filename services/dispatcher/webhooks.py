@@ -20,17 +20,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import logs, webhooks
-from common.db import (
-    DbNow,
-    JobEvent,
-    Webhook,
-    WebhookDelivery,
-    make_engine,
-    make_readers,
-    make_sessions,
-)
+from common.db import DbNow, make_engine, make_readers, make_sessions
 from common.domain import DeliveryState
 from common.settings import Settings
+from common.tables import JobEvent, Webhook, WebhookDelivery
 from common.webhooks import Answer
 from services.dispatcher import observe
 

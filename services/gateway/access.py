@@ -11,9 +11,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import ColumnElement, true
 from sqlalchemy.orm import Session
 
-from common.db import Job, Recording
 from common.domain import Scope
 from common.errors import KeyRefused, NotFound
+from common.tables import Job, Recording
 from services.gateway.context import Around
 from services.gateway.guard import check_local
 from services.gateway.problems import CHALLENGE, Problem

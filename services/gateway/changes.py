@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, delete, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import spans, traces
-from common.db import DbNow, Job, Rejection, Source
+from common.db import DbNow
 from common.domain import (
     ENDED_STATES,
     JobEventKind,
@@ -27,6 +27,7 @@ from common.domain import (
 from common.errors import Conflict, DeadlinePassed
 from common.jobs import record_event
 from common.sources import MAY_PASS
+from common.tables import Job, Rejection, Source
 from services.gateway.access import Caller
 
 BUSY_SPANS = 16  # at most so many are cancelled at once: each stage works on neighbours

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from enum import StrEnum
 
 from common import results
-from common.db import Recording
 from common.formats import labels, tables
 from common.formats.labels import RAVEN_HEADER, Origin
 from common.formats.tables import Column, Kind, Row
 from common.results import Events
+from common.tables import Recording
 
 
 class EventsFormat(StrEnum):

@@ -11,13 +11,13 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from common.db import Artifact, Job, Recording
 from common.domain import ArtifactKind
 from common.formats import labels, tables
 from common.formats.labels import RAVEN_HEADER
 from common.formats.zips import Packed, zipped
 from common.results import Events
 from common.storage import ObjectStore
+from common.tables import Artifact, Job, Recording
 from services.gateway.events import EventsFormat, origin_of, render
 from services.gateway.exports import FIRST, Export, ahead, heard, stored_blocks, walk
 from services.gateway.manifests import manifests

@@ -13,10 +13,10 @@ from enum import StrEnum
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from common.db import Attempt, Recording, Rejection, Source, StageRun
 from common.domain import RunState, SourceState, Stage
 from common.formats import tables
 from common.formats.tables import Column, Kind, Row
+from common.tables import Attempt, Recording, Rejection, Source, StageRun
 from services.gateway.events import EVENT_COLUMNS, event_rows
 from services.gateway.exports import FIRST, PAGE, Export, check_there, heard, walk
 from services.gateway.walks import recordings_with_runs

@@ -15,11 +15,11 @@ from typing import TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import Artifact, Job, Recording, StageRun
 from common.domain import ArtifactKind, RunState, Stage
 from common.errors import ArtifactInvalid, NotFound
 from common.results import Events, parse_events, parse_summary
 from common.storage import ObjectStore
+from common.tables import Artifact, Job, Recording, StageRun
 
 PAGE = 500
 FETCH_AHEAD = 8  # objects at once

@@ -26,9 +26,9 @@ from sqlalchemy.orm import Session, sessionmaker
 from starlette.types import Receive, Scope, Send
 
 from common import domain, logs, webhooks
-from common.db import JobEvent
 from common.domain import ENDED_STATES
 from common.errors import NotFound
+from common.tables import JobEvent
 from services.gateway import job_queries
 from services.gateway.access import Caller
 from services.gateway.problems import Problem

@@ -26,7 +26,8 @@ from fastapi import Depends, Header, Request, Response
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from common.db import DbNow, IdempotencyKey
+from common.db import DbNow
+from common.tables import IdempotencyKey
 from services.gateway.access import Submitter
 from services.gateway.problems import invalid
 

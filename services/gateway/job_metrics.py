@@ -15,8 +15,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, and_, case, func, select
 from sqlalchemy.orm import Session
 
-from common.db import Attempt, DbNow, Job, StageRun
+from common.db import DbNow
 from common.domain import Outcome, Stage
+from common.tables import Attempt, Job, StageRun
 from services.gateway.metric_schemas import (
     AttemptsOut,
     BatchOut,

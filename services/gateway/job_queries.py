@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from common.db import Job, Rejection, Source
 from common.domain import ENDED_STATES, JobState, Priority, RunState
+from common.tables import Job, Rejection, Source
 from services.gateway import cursors
 from services.gateway.access import Caller
 from services.gateway.job_schemas import Funnel, JobOut, JobPage, RejectionOut, RejectionPage

@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from common.db import Artifact, Attempt, Job, Recording, StageRun
 from common.domain import Outcome, Stage
 from common.formats.tables import iso_time
 from common.params import parse_params
+from common.tables import Artifact, Attempt, Job, Recording, StageRun
 
 MANIFEST_VERSION = 1
 PIPELINE = list(Stage)

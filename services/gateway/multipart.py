@@ -17,11 +17,12 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from common import logs, quotas
-from common.db import DbNow, Upload, new_id
+from common.db import DbNow, new_id
 from common.domain import UploadState
 from common.errors import NotFound, QuotaExceeded, SoundmillError, StoreUnavailable
 from common.settings import Settings
 from common.storage import ObjectStore, Readable, StoredPart
+from common.tables import Upload
 from services.gateway.access import Caller
 from services.gateway.idempotency import Once
 from services.gateway.parts import (

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from common.db import Upload
 from common.storage import Readable, StoredPart
+from common.tables import Upload
 from services.gateway.problems import Problem, invalid
 from services.gateway.source_schemas import SentPart
 

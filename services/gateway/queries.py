@@ -10,10 +10,10 @@ from typing import Any
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from common.db import Artifact, Attempt, Job, Recording, StageRun
 from common.domain import ArtifactKind, RunState, Stage
 from common.errors import NotFound
 from common.params import parse_params
+from common.tables import Artifact, Attempt, Job, Recording, StageRun
 from services.gateway import cursors
 from services.gateway.access import Caller
 from services.gateway.schemas import (

@@ -17,11 +17,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import quotas
-from common.db import DbNow, Job, Recording, new_id
+from common.db import DbNow, new_id
 from common.domain import JobEventKind, JobState, with_needs
 from common.errors import Conflict
 from common.jobs import NewRecording, add_recordings, record_event
 from common.params import merge_params
+from common.tables import Job, Recording
 from services.gateway.access import Caller
 from services.gateway.idempotency import Once
 from services.gateway.job_schemas import MAX_RETENTION_S, JobChange, JobRequest

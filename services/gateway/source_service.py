@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from common import logs, quotas, traces
-from common.db import Job, Source, new_id
+from common.db import new_id
 from common.domain import SourceKind, UploadState
 from common.errors import Conflict, NotFound, SoundmillError
 from common.params import merge_params
@@ -31,6 +31,7 @@ from common.sources import (
     source_key,
 )
 from common.storage import ObjectStore, Readable, StoredObject
+from common.tables import Job, Source
 from services.gateway import cursors
 from services.gateway.access import Caller
 from services.gateway.idempotency import Once

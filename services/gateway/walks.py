@@ -6,8 +6,8 @@ from collections.abc import Collection
 
 from sqlalchemy import Select, select, union_all
 
-from common.db import StageRun
 from common.domain import RunState, Stage
+from common.tables import StageRun
 
 
 def recordings_with_runs(

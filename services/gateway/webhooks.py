@@ -11,10 +11,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from common import webhooks
 from common.addresses import check_url
-from common.db import JobEvent, Webhook, WebhookDelivery, new_id
+from common.db import new_id
 from common.domain import DeliveryState, JobEventKind
 from common.errors import Conflict, NotFound
 from common.settings import Settings
+from common.tables import JobEvent, Webhook, WebhookDelivery
 from common.webhooks import check_secret, new_secret
 from services.gateway import cursors
 from services.gateway.access import Caller

@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from common.db import DbNow, Job, Recording, Rejection, new_id
+from common.db import DbNow, new_id
 from common.errors import QuotaExceeded
 from common.jobs import NewRecording, add_recordings
 from common.settings import Settings
+from common.tables import Job, Recording, Rejection
 from services.ingester.claims import DETAIL_LENGTH, Hold, lock
 from services.ingester.entries import Refused, show
 from services.ingester.estimates import Estimate

@@ -13,12 +13,13 @@ from typing import Any
 from sqlalchemy import and_, case, or_, select, update
 from sqlalchemy.orm import Session, defer, sessionmaker
 
-from common.db import DbNow, Job, Source
+from common.db import DbNow
 from common.domain import ENDED_STATES, JobEventKind, JobState, Priority, SourceKind, SourceState
 from common.errors import SoundmillError, StaleFence
 from common.jobs import record_event
 from common.settings import Settings
 from common.spans import DEADLINE_PASSED
+from common.tables import Job, Source
 
 MAX_BACKOFF_S = 60.0
 MAX_LOSSES = 20  # leases lost in a row without an entry in between

@@ -10,8 +10,9 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from common.db import Attempt, DbNow, StageRun
+from common.db import DbNow
 from common.domain import Outcome
+from common.tables import Attempt, StageRun
 from services.ingester.entries import Refused
 from services.ingester.taking import Taken
 

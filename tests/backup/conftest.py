@@ -15,7 +15,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from common import keys
 from common.backup.database import tables_of
-from common.db import (
+from common.db import make_engine, make_sessions, new_id
+from common.domain import STAGE_NEEDS, Scope, Stage
+from common.migrate import migrate
+from common.settings import Settings
+from common.storage import ObjectStore, open_store
+from common.tables import (
     Artifact,
     Attempt,
     Garbage,
@@ -29,14 +34,7 @@ from common.db import (
     Upload,
     Webhook,
     WebhookDelivery,
-    make_engine,
-    make_sessions,
-    new_id,
 )
-from common.domain import STAGE_NEEDS, Scope, Stage
-from common.migrate import migrate
-from common.settings import Settings
-from common.storage import ObjectStore, open_store
 from tests.servers import PostgresServer, S3Server
 
 EMBEDDED, CLUSTER = "embedded", "cluster"

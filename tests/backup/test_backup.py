@@ -17,10 +17,11 @@ from common.backup import database, make
 from common.backup.make import Step, make_backup
 from common.backup.manifest import MANIFEST, open_backup
 from common.backup.restore import check_backup, restore_backup
-from common.db import Base, Job, JobEvent, Recording, Source, make_engine, make_sessions
+from common.db import make_engine, make_sessions
 from common.errors import BackupInvalid, Conflict, KeyRefused, NotEmpty, StoreUnavailable
 from common.migrate import migrate
 from common.storage.directory import DirectoryStore
+from common.tables import Base, Job, JobEvent, Recording, Source
 from tests.backup.conftest import CLUSTER, EMBEDDED, NAME, MakePlace, Place, fill, put
 
 Rows = dict[str, list[dict[str, Any]]]

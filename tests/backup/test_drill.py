@@ -26,9 +26,10 @@ from sqlalchemy import select
 
 from common import keys
 from common.backup.database import tables_of
-from common.db import Artifact, Recording, StageRun, make_engine, make_readers, make_sessions
+from common.db import make_engine, make_readers, make_sessions
 from common.domain import RunState, Scope, Stage
 from common.migrate import migrate
+from common.tables import Artifact, Recording, StageRun
 from tests.backup.conftest import CLUSTER, EMBEDDED, MakePlace, Place
 from tests.bench import noop, tiny
 from tests.bench.rig import ROOT, SERVICES, family, worker_arguments

@@ -15,8 +15,8 @@ from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
 from client.cli import app
-from common.db import Job
 from common.domain import Stage
+from common.tables import Job
 from tests.client.test_submit import EMBEDDED
 from tests.gateway.conftest import STACKS, Gateway
 

@@ -17,11 +17,12 @@ from client.home import Home
 from common import keys
 from common.broker import client_name, make_app
 from common.checks import Status
-from common.db import DbNow, StageRun, make_engine, make_sessions
+from common.db import DbNow, make_engine, make_sessions
 from common.domain import SERVICE_OF, RunState, Scope
 from common.migrate import migrate
 from common.settings import Settings
 from common.storage import open_store
+from common.tables import StageRun
 from tests.gateway.conftest import STACKS, Gateway
 from tests.servers import RedisServer, free_port
 

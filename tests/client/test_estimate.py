@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from client.cli import app
 from client.estimate import Estimate, together
-from common.db import Recording
+from common.tables import Recording
 from services.dispatcher.loop import Dispatcher
 from services.ingester.loop import Ingester
 from tests.client.test_submit import EMBEDDED

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from client.api import Gateway as Client
 from client.cli import app
 from client.sources import Source as LocalSource
-from common.db import Recording, Source, Upload
+from common.tables import Recording, Source, Upload
 from tests.gateway.conftest import STACKS, Gateway
 
 EMBEDDED = pytest.mark.parametrize(

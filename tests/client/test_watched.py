@@ -17,7 +17,7 @@ from client.api import Gateway as Client
 from client.journal import opened
 from client.submissions import Order
 from client.watched import Watched, send
-from common.db import Job
+from common.tables import Job
 from tests.client.test_submit import EMBEDDED, names
 from tests.gateway.conftest import Gateway
 

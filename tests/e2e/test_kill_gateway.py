@@ -23,18 +23,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from client.api import Gateway
-from common.db import (
-    Artifact,
-    Attempt,
-    Recording,
-    Rejection,
-    Source,
-    StageRun,
-    make_engine,
-    make_readers,
-)
+from common.db import make_engine, make_readers
 from common.domain import JobState, RunState, SourceState, Stage
 from common.storage import open_store
+from common.tables import Artifact, Attempt, Recording, Rejection, Source, StageRun
 from tests.bench import tiny
 from tests.bench.rig import Kind, Rig, running
 

@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 from structlog.types import EventDict
 
 from common import keys, runs
-from common.db import DbNow, Job, StageRun, make_engine, make_sessions, new_id
+from common.db import DbNow, make_engine, make_sessions, new_id
 from common.domain import ArtifactKind, JobState, RunState, Scope, Stage
 from common.ends import Failed, Measures, Succeeded, end_runs
 from common.errors import AudioUnreadable
@@ -30,6 +30,7 @@ from common.runs import Claim, Reusable, StoredArtifact
 from common.settings import Settings
 from common.stage_io import AudioFacts
 from common.storage import ObjectStore, open_store
+from common.tables import Job, StageRun
 from services.gateway.__main__ import listen
 from services.gateway.app import create_app
 from tests.gateway.documented import is_documented

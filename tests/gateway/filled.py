@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from sqlalchemy import insert
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import Artifact, Job, Recording, StageRun, new_id
+from common.db import new_id
 from common.domain import ArtifactKind, Event, Priority, RunState, Stage
 from common.results import Events, Tag, summary
 from common.storage import StoredObject
+from common.tables import Artifact, Job, Recording, StageRun
 
 DURATION_S = 10.0
 DONE = (Stage.SEGMENT, Stage.CLASSIFY)

@@ -9,7 +9,7 @@ from contextlib import closing
 
 from sqlalchemy import func, select
 
-from common.db import Base
+from common.tables import Base
 from services.dispatcher.sweeper import Sweeper
 from tests.gateway.conftest import STACKS, Gateway, problem
 

@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from common.db import Artifact
 from common.domain import Stage
+from common.tables import Artifact
 from services.gateway.downloads import parse_range
 from services.gateway.names import content_disposition, download_name
 from services.gateway.problems import Problem

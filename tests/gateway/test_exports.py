@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet as pq
 from sqlalchemy import update
 
-from common.db import Artifact, Job, Recording, Rejection, Source, StageRun
 from common.domain import RunState, SourceKind, SourceState, Stage
 from common.errors import NotFound
 from common.formats.labels import RAVEN_COLUMNS
+from common.tables import Artifact, Job, Recording, Rejection, Source, StageRun
 from services.gateway import downloads
 from services.gateway.exports import Export, walk
 from services.gateway.names import archive_name

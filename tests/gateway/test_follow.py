@@ -18,9 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from common.db import DbNow, Job
+from common.db import DbNow
 from common.domain import JobEventKind, JobState, Scope
 from common.jobs import record_event
+from common.tables import Job
 from services.gateway import follow
 from services.gateway.follow import Listener, Look
 from tests.gateway.conftest import STACKS, Gateway, problem

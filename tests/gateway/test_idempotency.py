@@ -9,8 +9,8 @@ import httpx
 import pytest
 from sqlalchemy import select, update
 
-from common.db import Job, Recording
 from common.domain import Scope
+from common.tables import Job, Recording
 from services.gateway.idempotency import REPLAYED
 from tests.gateway.conftest import STACKS, Gateway, problem
 

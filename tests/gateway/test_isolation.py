@@ -15,8 +15,8 @@ from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import select
 
-from common.db import ApiKey, Base, IdempotencyKey, Rejection
 from common.domain import Scope, Stage
+from common.tables import ApiKey, Base, IdempotencyKey, Rejection
 from services.gateway.app import create_app
 from tests.gateway.conftest import STACKS, Gateway, problem
 

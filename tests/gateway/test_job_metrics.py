@@ -9,8 +9,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from common.db import Attempt, Job, Recording, StageRun, new_id
+from common.db import new_id
 from common.domain import Scope, Stage
+from common.tables import Attempt, Job, Recording, StageRun
 from services.gateway.measured import Measured
 from services.gateway.metric_schemas import EXAMPLE, JobMetricsOut
 from tests.gateway.conftest import STACKS, Gateway, problem

@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import select, update
 
 from common import spans
-from common.db import Attempt, DbNow, Job, StageRun
+from common.db import DbNow
 from common.domain import JobState, Outcome, RunState, Stage
 from common.ends import Measures, Succeeded, end_runs
 from common.runs import Reusable
+from common.tables import Attempt, Job, StageRun
 from services.dispatcher import lifecycle
 from services.gateway import changes
 from tests.gateway.conftest import FACTS, STACKS, Gateway, problem

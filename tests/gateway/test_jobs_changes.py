@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from common.db import DbNow, Job, JobEvent, Source
+from common.db import DbNow
 from common.domain import JobState, RunState, SourceState, Stage
+from common.tables import Job, JobEvent, Source
 from tests.gateway.conftest import STACKS, Gateway, problem
 
 pytestmark = STACKS

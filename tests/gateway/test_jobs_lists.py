@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from common.db import Job, Rejection, Source
 from common.domain import Stage
+from common.tables import Job, Rejection, Source
 from tests.gateway.conftest import STACKS, Gateway, problem
 
 pytestmark = STACKS

@@ -10,11 +10,12 @@ import pytest
 from sqlalchemy import select, update
 
 from common import keys
-from common.db import ApiKey, DbNow, make_engine, make_sessions
+from common.db import DbNow, make_engine, make_sessions
 from common.domain import Scope
 from common.errors import KeyRefused, NotFound
 from common.migrate import migrate
 from common.settings import Settings
+from common.tables import ApiKey
 from services.gateway import guard, keyring
 from services.gateway.__main__ import require_key
 from tests.gateway.conftest import STACKS, Gateway, problem, running

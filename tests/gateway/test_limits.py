@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import update
 
 from common import keys
-from common.db import Job
 from common.domain import Scope
+from common.tables import Job
 from tests.gateway.conftest import STACKS, Gateway, problem
 from tests.servers import RedisServer
 

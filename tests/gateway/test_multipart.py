@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import update
 
 from common import keys
-from common.db import DbNow, Upload
+from common.db import DbNow
 from common.domain import Scope
+from common.tables import Upload
 from services.gateway.parts import AIMED_PARTS, part_bytes_of
 from tests.gateway.conftest import STACKS, Gateway, problem
 

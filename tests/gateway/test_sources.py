@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from common import keys
-from common.db import Source, Upload
 from common.domain import Scope
 from common.sources import (
     ArchiveFormat,
@@ -22,6 +21,7 @@ from common.sources import (
     UrlsSpec,
     owned_object,
 )
+from common.tables import Source, Upload
 from tests.gateway.archives import ARCHIVES, CSV, JSONL, MANIFESTS, WAV, zipped
 from tests.gateway.conftest import STACKS, Gateway, problem
 

@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import select
 
 from common import traces
-from common.db import Recording, Source
 from common.domain import Stage
+from common.tables import Recording, Source
 from tests.gateway.conftest import STACKS, Gateway
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 from sqlalchemy import func, select
 
-from common.db import Job, Recording, StageRun
 from common.domain import Stage
+from common.tables import Job, Recording, StageRun
 from services.gateway import bodies
 from tests.gateway.conftest import STACKS, Gateway, problem
 

@@ -13,13 +13,14 @@ import pytest
 from sqlalchemy import Engine, func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import Job, JobEvent, Recording, Rejection, Source, StageRun, make_engine, new_id
+from common.db import make_engine, new_id
 from common.domain import JobState, SourceKind, SourceState, Stage
 from common.migrate import migrate
 from common.params import JobParams
 from common.settings import Settings
 from common.sources import source_key
 from common.storage import ObjectStore
+from common.tables import Job, JobEvent, Recording, Rejection, Source, StageRun
 from services.ingester.loop import Ingester
 
 STACKS = pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from common.db import ApiKey, Attempt, DbNow, Job, Recording, Source, StageRun
+from common.db import DbNow
 from common.domain import JobState, Outcome, RunState, SourceKind, SourceState, Stage
 from common.errors import StoreUnavailable
 from common.settings import Settings
 from common.sources import MAY_PASS
+from common.tables import ApiKey, Attempt, Job, Recording, Source, StageRun
 from services.ingester import claims
 from services.ingester.loop import Ingester
 from services.ingester.reading import Reading

@@ -12,12 +12,13 @@ from alembic.migration import MigrationContext
 from pydantic import SecretStr
 from sqlalchemy import Engine, MetaData, insert, select
 
-from common.db import Artifact, Attempt, Base, Job, Recording, StageRun, make_engine, make_sessions
+from common.db import make_engine, make_sessions
 from common.domain import JobEventKind, JobState, RunState, Stage
 from common.jobs import NewRecording, add_recordings, lock_job, record_event
 from common.migrate import MIGRATIONS, migrate
 from common.params import JobParams
 from common.settings import Settings
+from common.tables import Artifact, Attempt, Base, Job, Recording, StageRun
 
 JOB_ID, RECORDING_ID, RUN_ID = "a" * 32, "b" * 32, "c" * 32
 STAGES = [stage.value for stage in Stage]

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import Job, Recording, StageRun, make_engine, make_sessions
+from common.db import make_engine, make_sessions
 from common.domain import (
     STAGE_NEEDS,
     TERMINAL_STATES,
@@ -25,6 +25,7 @@ from common.domain import (
 from common.migrate import migrate
 from common.settings import Settings
 from common.storage import open_store
+from common.tables import Job, Recording, StageRun
 from services.dispatcher.census import Census
 from tests.pipeline.fleet import Fleet, fleet
 from tests.pipeline.told import Told, tell

@@ -8,8 +8,8 @@ import threading
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import Base
 from common.storage import ObjectStore
+from common.tables import Base
 from services.dispatcher.sweeper import Sweeper
 
 Sessions = sessionmaker[Session]

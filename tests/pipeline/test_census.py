@@ -9,7 +9,7 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import DbNow, Job, JobEvent, Source, StageRun, Webhook, WebhookDelivery
+from common.db import DbNow
 from common.domain import (
     DeliveryState,
     JobState,
@@ -20,6 +20,7 @@ from common.domain import (
     Stage,
     queue_name,
 )
+from common.tables import Job, JobEvent, Source, StageRun, Webhook, WebhookDelivery
 from services.dispatcher import census as census_module
 from services.dispatcher.census import Census, is_late, runs_query
 from tests.pipeline.conftest import MakeJob, set_job, set_runs

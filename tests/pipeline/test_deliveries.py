@@ -16,10 +16,11 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 from standardwebhooks import Webhook as Verifier
 
-from common.db import ApiKey, DbNow, Job, Webhook, WebhookDelivery
+from common.db import DbNow
 from common.domain import DeliveryState, JobEventKind
 from common.jobs import record_event
 from common.settings import Settings
+from common.tables import ApiKey, Job, Webhook, WebhookDelivery
 from common.webhooks import Answer, new_secret
 from services.dispatcher.webhooks import CLAIM_MARGIN_S, Deliverer
 from tests.pipeline.conftest import MakeJob

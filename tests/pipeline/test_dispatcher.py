@@ -14,9 +14,10 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from common import runs
 from common.broker import queue_lengths
-from common.db import Attempt, DbNow, Job, StageRun
+from common.db import DbNow
 from common.domain import JobState, Outcome, Priority, RunState, Stage
 from common.settings import Settings
+from common.tables import Attempt, Job, StageRun
 from services.dispatcher import counters, recovery, shards
 from services.dispatcher.loop import Dispatcher
 from tests.pipeline.conftest import MakeJob, states

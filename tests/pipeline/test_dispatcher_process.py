@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import Job, Webhook
 from common.domain import JobEventKind, JobState
 from common.jobs import record_event
 from common.settings import Settings
+from common.tables import Job, Webhook
 from common.webhooks import new_secret
 from tests.pipeline.conftest import MakeJob
 from tests.receiver import Receiver, receiver

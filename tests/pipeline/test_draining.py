@@ -15,10 +15,11 @@ import soundfile
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import Attempt, DbNow, StageRun
+from common.db import DbNow
 from common.domain import STAGE_NEEDS, Outcome, RunState, Stage
 from common.ends import GivenBackFor
 from common.settings import Settings
+from common.tables import Attempt, StageRun
 from common.worker import CLEAN_UP_S
 from tests.pipeline.conftest import NamedJob, has_ended, states
 from tests.pipeline.fleet import Fleet, Worker, until

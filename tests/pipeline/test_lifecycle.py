@@ -10,9 +10,10 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import spans
-from common.db import DbNow, Job, JobEvent, Recording, Rejection, Source, StageRun
+from common.db import DbNow
 from common.domain import JobEventKind, JobState, RunState, Scope, SourceKind, SourceState, Stage
 from common.errors import Conflict, DeadlinePassed
+from common.tables import Job, JobEvent, Recording, Rejection, Source, StageRun
 from services.dispatcher import counters, lifecycle
 from services.gateway import changes
 from services.gateway.access import Caller

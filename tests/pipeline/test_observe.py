@@ -9,10 +9,11 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, select, text, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common.db import DbNow, Job, JobEvent, StageRun, Webhook, WebhookDelivery
+from common.db import DbNow
 from common.domain import JobState, Priority, RunState, Stage, queue_name
 from common.metrics import REGISTRY
 from common.settings import Settings
+from common.tables import Job, JobEvent, StageRun, Webhook, WebhookDelivery
 from common.webhooks import Answer
 from services.dispatcher import counters, lifecycle, observe, recovery
 from services.dispatcher.loop import Dispatcher

@@ -7,13 +7,14 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import garbage, runs, sharing
-from common.db import Artifact, Attempt, DbNow, Garbage, Job, Recording, StageRun
+from common.db import DbNow
 from common.domain import ArtifactKind, JobState, Outcome, Priority, RunState, Stage
 from common.ends import End, Failed, GivenBack, GivenBackFor, Measures, Succeeded, end_runs
 from common.errors import AudioUnreadable, OutOfMemory, SoundmillError, StoreUnavailable
 from common.runs import Claim, Reusable, StoredArtifact
 from common.settings import Settings
 from common.stage_io import AudioFacts
+from common.tables import Artifact, Attempt, Garbage, Job, Recording, StageRun
 from services.dispatcher.shards import take_shard
 from tests.pipeline.conftest import MakeJob, states
 

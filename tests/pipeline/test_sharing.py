@@ -12,13 +12,14 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import garbage, keeper, runs, sharing, stage
-from common.db import Artifact, Attempt, DbNow, Garbage, Recording, StageRun
+from common.db import DbNow
 from common.domain import Outcome, Priority, RunState, Scope, Stage
 from common.ends import Ended
 from common.messages import ShardMessage
 from common.runs import Claim
 from common.settings import Settings
 from common.stage_io import StageInput, StageOutput
+from common.tables import Artifact, Attempt, Garbage, Recording, StageRun
 from services.dispatcher.shards import take_shard
 from services.gateway import changes
 from services.gateway.access import Caller

@@ -21,12 +21,12 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from common import scratch, stage
-from common.db import Artifact, Attempt, Job, Recording, StageRun
 from common.domain import ArtifactKind, Outcome, Priority, RunState, Stage
 from common.errors import AudioUnreadable
 from common.messages import ShardMessage
 from common.settings import Settings
 from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput
+from common.tables import Artifact, Attempt, Job, Recording, StageRun
 from services.dispatcher.shards import take_shard
 from tests.pipeline.conftest import MakeJob, states
 

@@ -19,12 +19,12 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from common import shared_metrics
 from common.broker import make_app
-from common.db import Attempt, Recording, StageRun
 from common.domain import STAGE_NEEDS, Outcome, Priority, RunState, Stage, queue_name
 from common.messages import task_name
 from common.metrics import MULTIPROC_DIR
 from common.settings import Settings
 from common.shared_metrics import SharedMetrics
+from common.tables import Attempt, Recording, StageRun
 from services.dispatcher.shards import take_shard
 from tests.pipeline.conftest import NamedJob, has_ended
 from tests.pipeline.fleet import ROOT, Fleet, Samples, until

@@ -12,20 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 
 from common import runs, sharing
-from common.db import (
-    Artifact,
-    Attempt,
-    DbNow,
-    Garbage,
-    IdempotencyKey,
-    Job,
-    Recording,
-    Rejection,
-    Source,
-    StageRun,
-    Webhook,
-    new_id,
-)
+from common.db import DbNow, new_id
 from common.domain import (
     ArtifactKind,
     JobEventKind,
@@ -43,6 +30,18 @@ from common.settings import Settings
 from common.sources import source_key
 from common.stage_io import AudioFacts
 from common.storage import ObjectStore
+from common.tables import (
+    Artifact,
+    Attempt,
+    Garbage,
+    IdempotencyKey,
+    Job,
+    Recording,
+    Rejection,
+    Source,
+    StageRun,
+    Webhook,
+)
 from services.dispatcher.sweeper import Sweeper
 from tests.gateway.conftest import STACKS
 from tests.pipeline.conftest import MakeJob

@@ -13,11 +13,12 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 
 from common import garbage
-from common.db import DbNow, IdempotencyKey, StageRun, Upload
+from common.db import DbNow
 from common.domain import RunState, Stage, UploadState
 from common.settings import Settings
 from common.storage import ObjectStore
 from common.storage.base import StoredPart
+from common.tables import IdempotencyKey, StageRun, Upload
 from services.dispatcher.sweeper import Sweeper
 from tests.gateway.conftest import STACKS
 from tests.pipeline.conftest import MakeJob

@@ -8,9 +8,9 @@ from http import HTTPStatus
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
 
-from common.db import Job
 from common.domain import ArtifactKind
 from common.results import parse_events
+from common.tables import Job
 from services.gateway import downloads, queries
 from services.gateway.access import Caller, Reader
 from services.gateway.context import PRESIGNED_FOR_S, Around, Surroundings, new_router
