@@ -43,9 +43,16 @@ NO_GPU = absent("there is no GPU")
 NO_ERRORS = absent("the gateway had no error of its own")
 
 
-def free_by_place(truth: Truth) -> Values:
-    """The share of the disk that is free, which all services see."""
-    return labelled(["place"], {(place, share) for _, place, share in free_disk(truth)})
+def free_by_process(truth: Truth) -> Values:
+    """The share of the disk that is free, as every process sees it."""
+    return labelled(
+        ["job", "instance", "place"],
+        (
+            (service, address, place, share)
+            for service, place, share in free_disk(truth)
+            for address in truth.targets[service]
+        ),
+    )
 
 
 def told(*outcomes: str) -> Oracle:
@@ -76,16 +83,15 @@ PARTS: dict[str, Expected | Oracle] = {
     "sum by (stage) (increase(soundmill_quarantined_total[W]))": QUARANTINED,
     "sum by (stage) (increase(soundmill_leases_expired_total[W]))": LEASES,
     "max(soundmill_jobs_late)": LATE,
+    "absent(soundmill_stage_runs)": absent("the dispatcher counts"),
     'sum by (stage) (rate(soundmill_busy_seconds_total{device="cuda"}[W]))': NO_GPU,
     'count by (stage) (max by (stage, instance) (soundmill_model_info{device="cuda"}))': NO_GPU,
     "max by (of) (abs(soundmill_clock_skew_seconds))": PANELS[RELIABILITY, "Clocks apart", "A"],
     "max(soundmill_redis_memory_bytes)": PANELS[RELIABILITY, "Memory of Redis", "A"],
     "max(soundmill_redis_max_memory_bytes)": PANELS[RELIABILITY, "Memory of Redis", "B"],
-    "min by (place) (soundmill_disk_free_bytes / soundmill_disk_bytes)": free_by_place,
+    "soundmill_disk_free_bytes / soundmill_disk_bytes": free_by_process,
     # Twelve hours foretold from one minute: any number will do
-    "min by (place) (predict_linear(soundmill_disk_free_bytes[W], 12 * 3600))": near(
-        free_by_place, math.inf
-    ),
+    "predict_linear(soundmill_disk_free_bytes[W], 12 * 3600)": near(free_by_process, math.inf),
     "sum by (operation) (rate(soundmill_store_errors_total[W]))": UNBROKEN,
     "sum by (operation) (increase(soundmill_store_errors_total[W]))": UNBROKEN,
     "sum by (operation) (rate(soundmill_store_seconds_count[W]))": OPERATIONS_RATE,
