@@ -26,7 +26,8 @@ demo: $(ENV)  ## process a small generated archive, or AUDIO=path of your own
 	@$(PY) -m client.cli process $(if $(AUDIO),"$(AUDIO)",demo/soundscapes) --home demo/home
 
 test: $(ENV) $(S3_ENV)  ## run every test against servers that the tests start themselves
-	$(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile \
+	    --no-loadscope-reorder $(PYTEST_ARGS)
 
 bench-pipeline: $(ENV)  ## throughput of a folder (AUDIO=path) against a plain loop, as JSON
 	@$(PY) -m tests.bench.pipeline "$(AUDIO)"

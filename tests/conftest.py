@@ -22,6 +22,11 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the longest files first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: Path(item.fspath).parent.name not in ("e2e", "pipeline"))
+
+
 @pytest.fixture(scope="session")
 def shared_redis() -> Iterator[RedisServer]:
     server = RedisServer()
