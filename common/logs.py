@@ -86,8 +86,9 @@ class Redactor:
         longest_first = sorted(written, key=lambda form: (-len(form), form))
         self._own = re.compile("|".join(map(re.escape, longest_first))) if written else None
 
-    def __call__(self, _logger: Any, _method: str, line: str) -> str:
+    def __call__(self, _logger: Any, _method: str, rendered: Any) -> str:
         """Return the line without secrets. Quotes and braces stay, so JSON stays JSON."""
+        line: str = rendered
         if self._own is not None:
             line = self._own.sub(HIDDEN, line)
         lowered = line.lower()
@@ -148,7 +149,7 @@ def configure(settings: Settings, service: str) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 renderer,
-                Redactor(own_secrets(settings)),  # type: ignore[list-item]  # takes the line
+                Redactor(own_secrets(settings)),
             ],
             foreign_pre_chain=shared,
         )

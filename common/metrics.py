@@ -32,7 +32,7 @@ REQUEST_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30
 WORK_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 21600)
 
 # One more series for each counter, which nobody looks at.
-disable_created_metrics()  # type: ignore[no-untyped-call]
+disable_created_metrics()
 
 REGISTRY = CollectorRegistry()
 

@@ -48,7 +48,7 @@ class SharedMetrics(Collector):
         with self._lock:
             # A file is empty for a moment when it is made, and has nothing to tell then.
             files = [str(file) for file in self.folder.glob("*.db") if file.stat().st_size]
-            metrics: list[Metric] = list(MultiProcessCollector.merge(files))  # type: ignore[no-untyped-call]
+            metrics: list[Metric] = list(MultiProcessCollector.merge(files))
         return metrics
 
     def absorb(self, pid: int) -> None:
@@ -68,12 +68,12 @@ class SharedMetrics(Collector):
     def _add(source: Path, target: Path) -> None:
         with suppress(FileNotFoundError):
             _allocate(target)
-            total = MmapedDict(str(target))  # type: ignore[no-untyped-call]
+            total = MmapedDict(str(target))
             try:
-                for key, value, *_ in MmapedDict.read_all_values_from_file(str(source)):  # type: ignore[no-untyped-call]
-                    total.write_value(key, total.read_value(key)[0] + value, 0.0)  # type: ignore[no-untyped-call]
+                for key, value, *_ in MmapedDict.read_all_values_from_file(str(source)):
+                    total.write_value(key, total.read_value(key)[0] + value, 0.0)
             finally:
-                total.close()  # type: ignore[no-untyped-call]
+                total.close()
 
 
 def shared_metrics() -> SharedMetrics | None:

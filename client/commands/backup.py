@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,10 +110,8 @@ def restore(
 @contextmanager
 def prepared() -> Iterator[None]:
     """Say plainly what keeps the database from being used."""
-    try:
-        import alembic  # noqa: F401
-    except ImportError as error:
-        raise ClientError("Backups need the extra soundmill[gateway].") from error
+    if find_spec("alembic") is None:
+        raise ClientError("Backups need the extra soundmill[gateway].")
     try:
         yield
     except SQLAlchemyError as error:

@@ -46,13 +46,13 @@ def target_of(home: Home, is_asked_for: bool) -> Target:
         return Target(Settings())
     state = control.find(home)
     folder = Path(state.socket_dir) if state and state.socket_dir else home.broker
-    listening = {"host": state.host, "port": state.port} if state else {}
     settings = Settings(
         home=home.folder,
         embedded=True,
         database_url=SecretStr(""),  # as the stack does: what the environment says is not meant
         store_url="",
         redis_url=SecretStr(f"unix://{folder / 'redis.sock'}"),
-        **listening,  # type: ignore[arg-type]
     )
+    if state:
+        settings = settings.model_copy(update={"host": state.host, "port": state.port})
     return Target(settings, home, state)

@@ -15,6 +15,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import (
     JSON,
@@ -24,7 +25,6 @@ from sqlalchemy import (
     MetaData,
     Table,
     func,
-    inspect,
     select,
     text,
 )
@@ -59,10 +59,7 @@ def snapshot(engine: Engine) -> Iterator[Connection]:
 
 def revision_of(connection: Connection) -> str | None:
     """Return the revision of a database's schema; None where it has no tables of ours."""
-    if not inspect(connection).has_table(REVISIONS):
-        return None
-    found: str | None = connection.scalar(text(f"SELECT version_num FROM {REVISIONS}"))  # noqa: S608
-    return found
+    return MigrationContext.configure(connection).get_current_revision()
 
 
 def known_revisions() -> set[str]:
