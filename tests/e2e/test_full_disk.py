@@ -159,8 +159,8 @@ def test_it_waits_for_room_and_goes_on(stack: Stack, small_disk: Path, sounds: l
 
 def test_it_comes_up_on_a_full_disk(stack: Stack, small_disk: Path) -> None:
     """So that jobs can be deleted to make room."""
-    fill(small_disk, LITTLE_BYTES)
     stop(stack.home)
+    fill(small_disk, LITTLE_BYTES)  # only now: what stops makes room, as its journals close
     command = ["up", "--detach", "--home", str(stack.home.folder), "--port", str(stack.state.port)]
     subprocess.run([sys.executable, "-m", "client.cli", *command], check=True, timeout=300)
     assert stack.http.get("/v1/jobs").is_success
