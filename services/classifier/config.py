@@ -1,8 +1,12 @@
-"""Configuration and constants of the classifier. Pure data; no torch."""
+"""Configuration and constants of the classifier. Pure data; no torch.
+
+Configs come out of weights files, which may be anybody's: every field is checked for its type and
+its range when a config is made, so that nothing absurd is ever allocated.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +36,104 @@ LONG_MEDIAN_S = 1.2
 SHORT_MEDIAN_S = 0.24
 SHORT_LABELS = frozenset({"clock_tick", "dog", "gun_shot", "rooster", "sneezing", "speech"})
 
+WINDOWS = ("hann", "hamming", "blackman")
+MAX_WIDTH = 1024
+MAX_LABELS = 10_000
+
+
+def _whole(name: str, value: object, low: int, high: int) -> None:
+    if type(value) is not int or not low <= value <= high:
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r:.80}")
+
+
+def _widths(name: str, value: object, count: int) -> None:
+    if not isinstance(value, tuple) or len(value) != count:
+        raise ValueError(f"{name} must be {count} whole numbers, not {value!r:.80}")
+    for width in value:
+        _whole(name, width, 1, MAX_WIDTH)
+
+
+def _number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {value!r:.80}")
+
 
 @dataclass(frozen=True)
-class Config:
-    """The shipped architecture, ``hybrid``.
+class HybridSettings:
+    """Sizes of ``networks.hybrid``: widths of both branches and of what fuses them."""
 
-    ``temperature`` (of all logits) and ``event_shift`` (added to the logits of segments, so that
-    0.5 is the threshold with the best F1) are fitted after training.
-    """
-
-    architecture: str = "hybrid"
-    labels: tuple[str, ...] = LABELS
-    sample_rate: int = 32_000
-    n_fft: int = 1024
-    hop_length: int = 320
-    n_mels: int = 64
     channels: tuple[int, ...] = (24, 40, 80, 160)
     patch_width: int = 112
     patch_layers: int = 2
     patch_heads: int = 4
     fused_width: int = 144
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a wrong type, or out of range."""
+        _widths("channels", self.channels, 4)
+        _whole("patch_width", self.patch_width, 1, MAX_WIDTH)
+        _whole("patch_layers", self.patch_layers, 1, 16)
+        _whole("patch_heads", self.patch_heads, 1, 64)
+        _whole("fused_width", self.fused_width, 1, MAX_WIDTH)
+        if self.patch_width % self.patch_heads:
+            raise ValueError(f"patch_width must be a multiple of patch_heads, {self.patch_heads}")
+
+
+NetworkSettings = HybridSettings
+
+SETTINGS: dict[str, type[NetworkSettings]] = {"hybrid": HybridSettings}
+"""The architectures by name, and what each can be set to."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A classifier: what it tells apart, its front end, its network and its calibration.
+
+    ``multi_label``: several labels can sound at once (sigmoids); else exactly one (softmax).
+    The calibration is fitted after training: the clip's logits are divided by ``temperature``,
+    those of segments become ``sigmoid((logit + segment_shift) / segment_temperature)``, and
+    ``event_threshold`` is what such a probability has to reach unless a request says otherwise.
+    """
+
+    architecture: str = "hybrid"
+    labels: tuple[str, ...] = LABELS
+    multi_label: bool = True
+    sample_rate: int = 32_000
+    n_fft: int = 1024
+    hop_length: int = 320
+    n_mels: int = 64
+    window: str = "hann"
     dropout: float = 0.2
+    network: NetworkSettings = HybridSettings()
     temperature: float = 1.0
-    event_shift: float = 0.0
+    segment_temperature: float = 1.0
+    segment_shift: float = 0.0
+    event_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a wrong type, out of range, or fields that do not fit each other."""
+        if not isinstance(self.architecture, str) or self.architecture not in SETTINGS:
+            raise ValueError(
+                f"architecture must be one of {', '.join(SETTINGS)}, not {self.architecture!r:.80}"
+            )
+        if type(self.network) is not SETTINGS[self.architecture]:
+            raise ValueError(f"these are no network settings of {self.architecture}")
+        _check_labels(self.labels)
+        if type(self.multi_label) is not bool:
+            raise ValueError(f"multi_label must be true or false, not {self.multi_label!r:.80}")
+        _whole("sample_rate", self.sample_rate, 4_000, 192_000)
+        _whole("n_fft", self.n_fft, 64, 16_384)
+        _whole("hop_length", self.hop_length, 16, self.n_fft)
+        _whole("n_mels", self.n_mels, CELL_BANDS, 512)
+        if self.n_mels % CELL_BANDS:
+            raise ValueError(f"n_mels must be a multiple of {CELL_BANDS}, not {self.n_mels}")
+        if self.window not in WINDOWS:
+            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, not {self.window!r:.80}")
+        _number("dropout", self.dropout, 0.0, 0.95)
+        _number("temperature", self.temperature, 0.01, 100.0)
+        _number("segment_temperature", self.segment_temperature, 0.01, 100.0)
+        _number("segment_shift", self.segment_shift, -100.0, 100.0)
+        _number("event_threshold", self.event_threshold, 0.0, 1.0)
 
     @property
     def segment_samples(self) -> int:
@@ -77,17 +156,24 @@ class Config:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Config:
-        """Return the config of a weights file.
+        """Return the config of a weights file, or of a recipe; fields left out have defaults.
 
         Raises:
-            WeightsInvalid: unknown or missing fields, or another architecture.
+            WeightsInvalid: an unknown architecture or field, a wrong type, out of range.
         """
         try:
-            config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
-        except TypeError as error:
+            architecture = raw.get("architecture", cls.architecture)
+            if not isinstance(architecture, str) or architecture not in SETTINGS:
+                raise ValueError(f"there is no architecture {architecture!r:.80}")
+            network = raw.get("network", {})
+            if not isinstance(network, dict):
+                raise ValueError(f"network must be a table of settings, not {network!r:.80}")
+            settings = _from_dict(SETTINGS[architecture], network)
+            config: Config = _from_dict(
+                cls, raw | {"architecture": architecture, "network": settings}
+            )
+        except ValueError as error:
             raise WeightsInvalid(f"the classifier's config does not fit: {error}") from error
-        if config.architecture != "hybrid":
-            raise WeightsInvalid(f"unknown classifier architecture {config.architecture!r}")
         return config
 
 
@@ -98,3 +184,20 @@ def median_segments(label: str, segment_s: float) -> int:
     else:
         seconds = LONG_MEDIAN_S if label in BACKGROUND_LABELS else 2 * SHORT_MEDIAN_S
     return 2 * (round(seconds / segment_s) // 2) + 1
+
+
+def _check_labels(labels: object) -> None:
+    if not isinstance(labels, tuple) or not 1 <= len(labels) <= MAX_LABELS:
+        raise ValueError(f"labels must be a list of 1 to {MAX_LABELS} names")
+    if not all(isinstance(label, str) and 1 <= len(label) <= 200 for label in labels):
+        raise ValueError("every label must be a text of 1 to 200 characters")
+    if len(set(labels)) < len(labels):
+        raise ValueError("a label is there twice")
+
+
+def _from_dict(kind: type[Any], raw: dict[str, Any]) -> Any:
+    """Return a dataclass of fields as JSON has them, lists for tuples."""
+    unknown = sorted(map(str, raw.keys() - {field.name for field in fields(kind)}))
+    if unknown:
+        raise ValueError(f"there is no field {unknown[0]!r:.80}")
+    return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()})

@@ -77,8 +77,8 @@ def confidence_of(
     rows = []
     for clip in clips:
         waveform = torch.from_numpy(change(bank.waveform(clip)))[None].to(loaded.device)
-        logits = loaded.model(loaded.model.features(waveform)).clip[0]
-        rows.append(torch.sigmoid(logits / loaded.config.temperature).cpu().numpy())
+        logits = loaded.model(loaded.model.features(waveform)).clip
+        rows.append(loaded.model.probabilities(logits)[0].cpu().numpy())
     return np.stack(rows)
 
 

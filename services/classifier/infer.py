@@ -36,7 +36,7 @@ from services.classifier.config import (
     Config,
 )
 from services.classifier.events import Span, find_events, union_of
-from services.classifier.model import Hybrid
+from services.classifier.model import Classifier, restored
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -49,7 +49,7 @@ SILENT_LOGIT = -20.0
 class LoadedClassifier:
     """A classifier ready to listen. ``digest`` names its weights."""
 
-    model: Hybrid
+    model: Classifier
     config: Config
     device: str
     digest: str
@@ -74,13 +74,9 @@ def load(device: str, weights: Path = DEFAULT_WEIGHTS) -> LoadedClassifier:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = checkpoint.load(weights)
-    config = Config.from_dict(loaded.config)
-    model = Hybrid(config)
-    checkpoint.restore(model, loaded)
-    model.eval().requires_grad_(False)
-    model.conv.fuse()
-    model.to(device).conv.to(memory_format=torch.channels_last)
-    return LoadedClassifier(model, config, device, loaded.digest)
+    model = restored(loaded).requires_grad_(False)
+    model.fuse()
+    return LoadedClassifier(model.to(device), model.config, device, loaded.digest)
 
 
 def process(loaded: LoadedClassifier, item: StageInput) -> StageOutput:
@@ -152,8 +148,8 @@ def events_in(heard: Heard, config: Config, regions: list[Span], threshold: floa
     """Return the events of every label, by onset."""
     events: list[Event] = []
     for k, label in enumerate(config.labels):
-        logits = heard.segments[k].astype(np.float32) + np.float32(config.event_shift)
-        probabilities = _sigmoid(logits / config.temperature)
+        logits = heard.segments[k].astype(np.float32) + np.float32(config.segment_shift)
+        probabilities = _sigmoid(logits / config.segment_temperature)
         events += find_events(
             probabilities, label, regions, threshold, config.segment_s, heard.facts.duration_s
         )
@@ -202,7 +198,7 @@ def _score(
         cells = torch.from_numpy(np.stack(grids)).to(loaded.device)
     logmel = loaded.model.features(torch.from_numpy(samples[loud]).to(loaded.device))
     scores = loaded.model(logmel, cells)
-    clip[loud] = torch.sigmoid(scores.clip / config.temperature).cpu().numpy()
+    clip[loud] = loaded.model.probabilities(scores.clip).cpu().numpy()
     segments[loud] = scores.segments.clamp_min(SILENT_LOGIT).cpu().numpy()
     return clip, segments
 

@@ -26,7 +26,7 @@ from services.classifier.config import Config
 from services.classifier.data import Batch, BatchMaker, MelBank
 from services.classifier.events import find_events
 from services.classifier.losses import PresenceLoss, ShareLoss
-from services.classifier.model import Hybrid
+from services.classifier.model import Classifier, build
 from services.classifier.scoring import Counts, match_events, match_seconds, truth_of
 
 SEGMENT_WEIGHT = 0.5
@@ -43,7 +43,7 @@ class ClassifierLosses:
     def __init__(self, bf16: bool) -> None:
         self.share, self.presence, self.bf16 = ShareLoss(), PresenceLoss(), bf16
 
-    def __call__(self, model: Hybrid, batch: Batch) -> Losses:
+    def __call__(self, model: Classifier, batch: Batch) -> Losses:
         """Return named scalars; "total" is their weighted sum."""
         with torch.autocast(batch.logmel.device.type, torch.bfloat16, enabled=self.bf16):
             scores = model(batch.logmel, batch.mask)
@@ -64,7 +64,7 @@ class ClassifierLosses:
 
 
 @torch.inference_mode()
-def clip_logits(model: Hybrid, bank: ClipBank, clips: list[Clip], device: str) -> Tensor:
+def clip_logits(model: Classifier, bank: ClipBank, clips: list[Clip], device: str) -> Tensor:
     """Return (N, K) logits of whole clips, without a mask."""
     return torch.cat(
         [
@@ -96,7 +96,7 @@ def fit_temperature(logits: Tensor, truth: Tensor) -> float:
 
 
 @torch.inference_mode()
-def fit_event_shift(model: Hybrid, config: Config, scenes: Iterable[Soundscape]) -> float:
+def fit_event_shift(model: Classifier, config: Config, scenes: Iterable[Soundscape]) -> float:
     """Return what to add to the segments' logits so that events are found best at 0.5.
 
     Best is the highest mean of the F1 of events and of seconds over all soundscapes.
@@ -109,7 +109,7 @@ def fit_event_shift(model: Hybrid, config: Config, scenes: Iterable[Soundscape])
     def quality(shift: float) -> float:
         events, seconds = Counts(), Counts()
         for logits, truth in heard:
-            scores = torch.sigmoid((logits + shift) / config.temperature).numpy()
+            scores = torch.sigmoid((logits + shift) / config.segment_temperature).numpy()
             duration_s = scores.shape[1] * config.segment_s
             found = [
                 event
@@ -123,7 +123,7 @@ def fit_event_shift(model: Hybrid, config: Config, scenes: Iterable[Soundscape])
     return max((float(shift) for shift in EVENT_SHIFTS), key=quality)
 
 
-def _halved(model: Hybrid) -> dict[str, Tensor]:
+def _halved(model: Classifier) -> dict[str, Tensor]:
     """Return a model's state with matrices and kernels in half precision: a smaller file."""
     return {
         name: tensor.half() if tensor.ndim >= 2 else tensor
@@ -151,7 +151,7 @@ def main(
     bank = ClipBank.open(clips, cache, config.sample_rate)
     train = [clip for clip in clips if split_of(clip) == "train"]
     mels = MelBank(bank, train, config)
-    model = Hybrid(config).to(memory_format=torch.channels_last)
+    model = build(config).to(memory_format=torch.channels_last)
     fit_config = FitConfig(
         steps=1_000_000,
         lr=lr,
@@ -166,15 +166,16 @@ def main(
     held_out = [clip for clip in clips if split_of(clip) == "validation"]
     logits = clip_logits(result.ema_model, bank, held_out, device)
     truth = torch.tensor([config.labels.index(clip.label) for clip in held_out])
-    config = replace(config, temperature=round(fit_temperature(logits, truth), 4))
+    temperature = round(fit_temperature(logits, truth), 4)
+    config = replace(config, temperature=temperature, segment_temperature=temperature)
     scenes = evaluation_soundscapes(bank, VALIDATION_SCENES, SCENE_SEED, split="validation")
-    config = replace(config, event_shift=fit_event_shift(result.ema_model, config, scenes))
+    config = replace(config, segment_shift=fit_event_shift(result.ema_model, config, scenes))
     checkpoint.save(out / "classifier.safetensors", config.to_dict(), _halved(result.ema_model))
     summary = {
         "steps": result.steps,
         "seconds": round(result.seconds, 1),
         "temperature": config.temperature,
-        "event_shift": config.event_shift,
+        "segment_shift": config.segment_shift,
         "validation_accuracy": round(float((logits.argmax(1) == truth).float().mean()), 4),
     }
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")

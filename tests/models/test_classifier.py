@@ -22,14 +22,16 @@ from common.params import ClassifyParams
 from common.results import parse_events, parse_summary
 from common.stage_io import StageInput, StageOutput
 from services.classifier import infer
-from services.classifier.config import Config, median_segments
+from services.classifier.config import Config, HybridSettings, median_segments
 from services.classifier.data import Batch
 from services.classifier.events import find_events, snapped, spans_above, union_of
 from services.classifier.losses import PresenceLoss, ShareLoss
-from services.classifier.model import Hybrid
+from services.classifier.model import Classifier, build
 from services.classifier.train import ClassifierLosses
 
-SMALL = Config(channels=(8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
+SMALL = Config(
+    network=HybridSettings(channels=(8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
+)
 RATE = SMALL.sample_rate
 
 
@@ -39,9 +41,9 @@ def _one_thread() -> None:
 
 
 @pytest.fixture
-def model() -> Hybrid:
+def model() -> Classifier:
     torch.manual_seed(0)
-    return Hybrid(SMALL)
+    return build(SMALL)
 
 
 def batch_of(n_items: int = 4, segments: int = 4) -> Batch:
@@ -62,12 +64,12 @@ def batch_of(n_items: int = 4, segments: int = 4) -> Batch:
 
 
 def test_size_of_the_shipped_model() -> None:
-    n_weights = sum(weight.numel() for weight in Hybrid(Config()).parameters())
+    n_weights = sum(weight.numel() for weight in build(Config()).parameters())
     assert 0.5e6 < n_weights < 1.2e6
 
 
 @pytest.mark.parametrize("n_samples", [1, 100, 2560, 2561, 40_000])
-def test_one_score_per_segment(model: Hybrid, n_samples: int) -> None:
+def test_one_score_per_segment(model: Classifier, n_samples: int) -> None:
     model.eval()
     logmel = model.features(torch.zeros(2, n_samples))
     n_segments = math.ceil(n_samples / SMALL.segment_samples)
@@ -77,7 +79,7 @@ def test_one_score_per_segment(model: Hybrid, n_samples: int) -> None:
     assert scores.segments.shape == (2, 20, n_segments)
 
 
-def test_overfits_one_batch_with_finite_gradients(model: Hybrid) -> None:
+def test_overfits_one_batch_with_finite_gradients(model: Classifier) -> None:
     batch, losses = batch_of(), ClassifierLosses(bf16=False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     history = []
@@ -94,7 +96,7 @@ def test_overfits_one_batch_with_finite_gradients(model: Hybrid) -> None:
     assert scores.clip.argmax(1).tolist() == [0, 1, 2, 3]
 
 
-def test_all_ones_mask_is_no_mask(model: Hybrid) -> None:
+def test_all_ones_mask_is_no_mask(model: Classifier) -> None:
     model.eval()
     batch = batch_of()
     torch.testing.assert_close(
@@ -104,7 +106,7 @@ def test_all_ones_mask_is_no_mask(model: Hybrid) -> None:
     assert not torch.allclose(model(batch.logmel, half).clip, model(batch.logmel).clip)
 
 
-def test_checkpoint_round_trip(model: Hybrid, tmp_path: Path) -> None:
+def test_checkpoint_round_trip(model: Classifier, tmp_path: Path) -> None:
     for _ in range(5):
         model(3 + 2 * batch_of().logmel)  # norms that do something
     model.eval()
@@ -120,7 +122,9 @@ def test_checkpoint_round_trip(model: Hybrid, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"architecture": "other"}, {"colour": 1}, {"n_mels": 32}])
-def test_other_configs_are_refused(model: Hybrid, tmp_path: Path, change: dict[str, Any]) -> None:
+def test_other_configs_are_refused(
+    model: Classifier, tmp_path: Path, change: dict[str, Any]
+) -> None:
     path = tmp_path / "w.safetensors"
     checkpoint.save(path, SMALL.to_dict() | change, model)
     with pytest.raises(WeightsInvalid):
@@ -195,7 +199,7 @@ def test_medians_are_odd() -> None:
 
 
 @pytest.fixture
-def loaded(model: Hybrid, tmp_path: Path) -> infer.LoadedClassifier:
+def loaded(model: Classifier, tmp_path: Path) -> infer.LoadedClassifier:
     path = tmp_path / "small.safetensors"
     checkpoint.save(path, SMALL.to_dict(), model)
     return infer.load("cpu", path)

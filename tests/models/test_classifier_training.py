@@ -16,14 +16,16 @@ from common.domain import Event
 from common.labels import LABELS
 from common.soundscapes import PlacedEvent, Soundscape
 from services.classifier import evaluate, infer, train
-from services.classifier.config import Config
+from services.classifier.config import Config, HybridSettings
 from services.classifier.data import BatchMaker, Layer, MelBank, activity
-from services.classifier.model import Hybrid, Scores
+from services.classifier.model import Classifier, Scores
 from services.classifier.peers import forest_confidence
 from services.classifier.scoring import Counts, match_events, match_seconds, score_clips
 from services.classifier.train import fit_event_shift, fit_temperature
 
-SMALL = Config(channels=(8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
+SMALL = Config(
+    network=HybridSettings(channels=(8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
+)
 RATE = SMALL.sample_rate
 
 
@@ -65,11 +67,11 @@ def test_event_shift_finds_the_operating_point() -> None:
     event = PlacedEvent("dog", 2.0, 3.0, 10.0, segment, 2 * RATE, n)
     scene = Soundscape(RATE, event.stem, np.zeros(n, np.float32), None, (event,))
 
-    class Timid(Hybrid):
+    class Timid(Classifier):
         def forward(self, logmel: torch.Tensor, mask: torch.Tensor | None = None) -> Scores:
             logits = torch.full((1, len(LABELS), 100), -9.0)
             logits[0, LABELS.index("dog"), 25:37] = -1.6
-            return Scores(logits[..., 0], logits, (logits[..., 0], logits[..., 0]))
+            return Scores(logits[..., 0], logits, (), logits)
 
     assert fit_event_shift(Timid(SMALL), SMALL, [scene]) == pytest.approx(1.75)
 
@@ -189,7 +191,7 @@ def test_training_and_judging_from_end_to_end(
     train.main(data=data, out=out, minutes=0.02, cache=cache)
     weights = out / "classifier.safetensors"
     config = Config.from_dict(checkpoint.load(weights).config)
-    assert config.event_shift in train.EVENT_SHIFTS
+    assert config.segment_shift in train.EVENT_SHIFTS
     assert 0.2 < config.temperature < 5.0
     assert json.loads((out / "summary.json").read_text())["steps"] > 0
     infer.load("cpu", weights)

@@ -1,0 +1,1 @@
+"""The architectures of the classifier, one file each: spectrogram and mask in, scores out."""
