@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,24 @@ class Checkpoint:
     digest: str
 
 
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes ``path`` where the block ends well, else it goes.
+
+    What was there before stays until then, and what is there afterwards is whole and outlasts a
+    power cut. The folder is made if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    try:
+        yield beside
+        _sync(beside)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
 def save(path: Path, config: dict[str, Any], weights: nn.Module | dict[str, Tensor]) -> None:
     """Write a weights file beside ``path``, then rename it there. The same input, the same bytes.
 
@@ -41,10 +61,8 @@ def save(path: Path, config: dict[str, Any], weights: nn.Module | dict[str, Tens
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     header = {CONFIG_KEY: json.dumps(config, sort_keys=True, separators=(",", ":"))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".part")
-    beside.write_bytes(safetensors.torch.save(tensors, metadata=header))
-    os.replace(beside, path)
+    with written_beside(path) as beside:
+        beside.write_bytes(safetensors.torch.save(tensors, metadata=header))
 
 
 def load(path: Path) -> Checkpoint:
@@ -74,6 +92,15 @@ def restore(module: nn.Module, checkpoint: Checkpoint) -> None:
         module.load_state_dict(checkpoint.tensors)
     except RuntimeError as error:
         raise WeightsInvalid(f"the weights do not fit the model: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _metadata(content: bytes) -> dict[str, str]:
