@@ -1,0 +1,110 @@
+"""How well texts are understood: ``python -m tests.text.measure`` prints it as JSON.
+
+``paraphrases`` and ``out_of_vocabulary`` are held out: written before the aliases, and no threshold
+was chosen on them. ``development`` is what thresholds and lists were worked on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.labels import LABELS
+from common.text.understanding import THRESHOLD, understand
+
+FOLDER = Path(__file__).parent
+THRESHOLDS = [n / 20 for n in range(6, 20)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A text and the labels it asks for. ``kind``: one, several, negated, or other (none)."""
+
+    text: str
+    kind: str
+    labels: frozenset[str]
+
+
+def cases(name: str) -> list[Case]:
+    """Return the cases of a file of this folder."""
+    rows = [json.loads(line) for line in FOLDER.joinpath(f"{name}.jsonl").open(encoding="utf-8")]
+    return [Case(row["text"], row.get("kind", "other"), frozenset(_labels(row))) for row in rows]
+
+
+def _labels(row: dict[str, Any]) -> set[str]:
+    if "all_but" in row:
+        return set(LABELS) - set(row["all_but"])
+    return set(row.get("labels", ()))
+
+
+def share_right(found: Sequence[Case], threshold: float = THRESHOLD) -> float:
+    """Return for which share of texts exactly the expected labels are taken."""
+    right = [frozenset(understand(case.text, threshold).labels) == case.labels for case in found]
+    return sum(right) / len(right)
+
+
+def false_acceptance(found: Sequence[Case], threshold: float = THRESHOLD) -> float:
+    """Return for which share of texts any label is taken."""
+    return sum(bool(understand(case.text, threshold).labels) for case in found) / len(found)
+
+
+def wrong(found: Sequence[Case]) -> list[dict[str, Any]]:
+    """Return the texts that are taken for something else, with what they are taken for."""
+    taken = [(case, understand(case.text)) for case in found]
+    return [
+        {"text": case.text, "wanted": sorted(case.labels), "taken": list(got.labels)}
+        for case, got in taken
+        if frozenset(got.labels) != case.labels
+    ]
+
+
+def measure(with_wrong: bool) -> dict[str, Any]:
+    """Return all figures; ``with_wrong`` adds the texts of the held-out sets that fail."""
+    paraphrases, others = cases("paraphrases"), cases("out_of_vocabulary")
+    development = cases("development")
+    known = [case for case in development if case.kind != "other"]
+    unknown = [case for case in development if case.kind == "other"]
+    kinds = sorted({case.kind for case in paraphrases})
+    found: dict[str, Any] = {
+        "threshold": THRESHOLD,
+        "paraphrases": {
+            "texts": len(paraphrases),
+            "right": round(share_right(paraphrases), 4),
+            "right_by_kind": {
+                kind: round(share_right([c for c in paraphrases if c.kind == kind]), 4)
+                for kind in kinds
+            },
+        },
+        "out_of_vocabulary": {
+            "texts": len(others),
+            "false_acceptance": round(false_acceptance(others), 4),
+        },
+        "development": {
+            "texts": len(development),
+            "by_threshold": {
+                str(threshold): {
+                    "right": round(share_right(known, threshold), 4),
+                    "false_acceptance": round(false_acceptance(unknown, threshold), 4),
+                }
+                for threshold in THRESHOLDS
+            },
+        },
+    }
+    if with_wrong:
+        found["wrong"] = wrong([*paraphrases, *others])
+    return found
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--wrong", action="store_true", help="also name the texts that fail")
+    print(json.dumps(measure(parser.parse_args().wrong), indent=1))
+
+
+if __name__ == "__main__":
+    main()
