@@ -175,6 +175,7 @@ class ArtifactKind(StrEnum):
     EMBEDDING = "embedding"  # segmenter: embedding per bin and class vectors, .npz
     REGIONS = "regions"  # segmenter: salient regions, .json
     EVENTS = "events"  # classifier: events and tags, .json
+    EXPLANATION = "explanation"  # classifier, on request: maps, pictures and audio of why, .zip
     ENHANCED = "enhanced"  # enhancer: clean, wide audio, .flac or .wav
     RESTORED = "restored"  # restorer: audio without the removed events, .flac or .wav
     REMOVALS = "removals"  # restorer: what was removed, where and how, .json

@@ -6,8 +6,9 @@ A worker reads only its own part. ``canonical`` is what goes into the idempotenc
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,11 +18,28 @@ from common.labels import LABELS
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
+ExplainMethod = Literal[
+    "integrated_gradients", "grad_cam", "lrp", "attention_rollout", "feature_maps"
+]
+EXPLAIN_METHODS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
+"""The ways to explain a label, in the order in which they are shown."""
+MAX_EXPLAINED_LABELS = 3
+MAX_EXPLAINED_WINDOWS = 3
+"""Windows of a recording that are explained per label, at most: they bound time and memory."""
+
 
 def _known_label(label: str) -> str:
     if label not in LABELS:
         raise ValueError(f"unknown label {label!r}; known: {', '.join(LABELS)}")
     return label
+
+
+def _in_order(methods: tuple[ExplainMethod, ...]) -> tuple[ExplainMethod, ...]:
+    """Return the methods once each, so that the same wish is the same parameter."""
+    return tuple(method for method in EXPLAIN_METHODS if method in methods)
+
+
+KnownLabel = Annotated[str, AfterValidator(_known_label)]
 
 
 class StageParams(BaseModel):
@@ -40,10 +58,28 @@ class SegmentParams(StageParams):
 
 
 class ClassifyParams(StageParams):
-    """Events at or above ``threshold`` are reported; tags are the ``top_k`` best labels."""
+    """Events at or above ``threshold`` are reported; tags are the ``top_k`` best labels.
 
-    threshold: Probability = 0.5
+    ``threshold`` is of calibrated probabilities; None takes the one that was fitted for the
+    weights. ``embeddings`` also stores vectors along time, for finding alike sounds.
+    ``explain`` asks for the reasons as an artifact, by these methods; see docs/explanations.md.
+    It explains ``explain_labels``, by default the best one, each in the ``explain_windows``
+    windows of 5.12 s where it is most confident. Not asked for, these are left out of what is
+    written down, so that results from before there were explanations are still reused.
+    """
+
+    threshold: Probability | None = None
     top_k: int = Field(default=5, ge=1, le=len(LABELS))
+    embeddings: bool = Field(default=False, exclude_if=operator.not_)
+    explain: Annotated[tuple[ExplainMethod, ...], AfterValidator(_in_order)] = Field(
+        default=(), exclude_if=operator.not_
+    )
+    explain_labels: tuple[KnownLabel, ...] = Field(
+        default=(), max_length=MAX_EXPLAINED_LABELS, exclude_if=operator.not_
+    )
+    explain_windows: int = Field(
+        default=1, ge=1, le=MAX_EXPLAINED_WINDOWS, exclude_if=lambda count: count == 1
+    )
 
 
 class EnhanceParams(StageParams):
@@ -58,7 +94,7 @@ class EnhanceParams(StageParams):
 class RestoreParams(StageParams):
     """Events with a label in ``remove`` are taken out and the gap is restored."""
 
-    remove: tuple[Annotated[str, AfterValidator(_known_label)], ...] = (
+    remove: tuple[KnownLabel, ...] = (
         "car_horn",
         "dog",
         "drilling",

@@ -144,9 +144,12 @@ def listen(loaded: LoadedClassifier, item: StageInput, mask_path: Path | None) -
     return Heard(np.concatenate(parts, axis=1), tags, facts, batch_size)
 
 
-def events_in(heard: Heard, config: Config, regions: list[Span], threshold: float) -> list[Event]:
-    """Return the events of every label, by onset."""
+def events_in(
+    heard: Heard, config: Config, regions: list[Span], threshold: float | None = None
+) -> list[Event]:
+    """Return the events of every label, by onset. None: the threshold of the weights."""
     events: list[Event] = []
+    threshold = config.event_threshold if threshold is None else threshold
     for k, label in enumerate(config.labels):
         logits = heard.segments[k].astype(np.float32) + np.float32(config.segment_shift)
         probabilities = _sigmoid(logits / config.segment_temperature)

@@ -1,0 +1,147 @@
+"""What the classifier hears as vectors along time: one per 0.4 s, for finding alike sounds.
+
+Owns the file format (``vectors.npz``, by ``common.frame_store``) and the time grid. Vectors only
+compare with vectors of the same weights, so the file names the weights that made it. Leaves out
+how vectors come about and how they are compared. NumPy only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import ArtifactInvalid
+from common.frame_store import FrameReader, FrameWriter
+
+Float32Array = npt.NDArray[np.float32]
+
+SEGMENTS_PER_VECTOR = 5
+"""A vector is the mean over so many segments of the classifier, which last 80 ms each."""
+SEGMENT_S = 0.08
+VECTOR_S = SEGMENTS_PER_VECTOR * SEGMENT_S
+"""Vector n is of the sound from n * VECTOR_S to (n + 1) * VECTOR_S seconds."""
+
+_KIND = "soundmill-vectors-1"
+_BLOCK_VECTORS = 1024
+_LIMIT = float(np.finfo(np.float16).max)
+
+
+class VectorWriter:
+    """Writes vectors in half precision as they come. A context manager.
+
+    An error inside the ``with`` block removes the file.
+    """
+
+    def __init__(self, path: Path, digest: str, width: int) -> None:
+        """Start the file.
+
+        Args:
+            digest: of the classifier's weights, as ``common.checkpoint`` gives it.
+            width: numbers per vector, D.
+        """
+        meta = {"kind": _KIND, "vector_s": VECTOR_S, "digest": digest}
+        self._writer = FrameWriter(path, meta, (width,), "<f2", _BLOCK_VECTORS)
+        self._rest = np.empty((width, 0), np.float32)  # segments that make no vector yet
+
+    def append(self, segments: Float32Array) -> None:
+        """Add the features of segments, (D, t), which continue those before.
+
+        Raises:
+            DiskFull: if the file cannot grow.
+        """
+        held = np.concatenate([self._rest, segments], axis=1)
+        n_vectors = held.shape[1] // SEGMENTS_PER_VECTOR
+        whole = held[:, : n_vectors * SEGMENTS_PER_VECTOR]
+        self._rest = held[:, n_vectors * SEGMENTS_PER_VECTOR :].copy()
+        self._write(whole.reshape(len(held), n_vectors, SEGMENTS_PER_VECTOR).mean(axis=2))
+
+    def close(self) -> None:
+        """Complete the file: the last vector is of what segments there are.
+
+        Raises:
+            DiskFull: if it cannot grow.
+        """
+        if self._rest.shape[1]:
+            self._write(self._rest.mean(axis=1, keepdims=True))
+        self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._writer.discard()
+
+    def _write(self, vectors: Float32Array) -> None:
+        self._writer.append(np.clip(vectors, -_LIMIT, _LIMIT).astype("<f2"))
+
+
+class VectorReader:
+    """Reads the vectors of any part of a recording. A context manager."""
+
+    def __init__(self, path: Path, digest: str | None = None) -> None:
+        """Open a file by ``VectorWriter``.
+
+        Args:
+            digest: of the weights whose vectors are wanted; None takes those of any.
+
+        Raises:
+            ArtifactInvalid: here and when reading, if the file is damaged, holds no vectors, or
+                those of other weights, which do not compare.
+        """
+        self._reader = FrameReader(path, _KIND)
+        try:
+            if len(self._reader.leading) != 1 or self._reader.dtype != np.dtype("<f2"):
+                raise ArtifactInvalid(f"{path.name} holds no vectors along time")
+            self.digest = str(self._reader.meta.get("digest"))
+            if self._reader.meta.get("vector_s") != VECTOR_S:
+                raise ArtifactInvalid(f"{path.name} has vectors of other lengths than {VECTOR_S} s")
+            if digest is not None and digest != self.digest:
+                raise ArtifactInvalid(
+                    f"{path.name} has the vectors of weights {self.digest[:12]}, "
+                    f"which do not compare with those of {digest[:12]}"
+                )
+        except ArtifactInvalid:
+            self.close()
+            raise
+        self.n_vectors = self._reader.n_frames
+        self.width = self._reader.leading[0]
+
+    def vectors(self, start: int = 0, stop: int | None = None) -> Float32Array:
+        """Return vectors ``start`` to ``stop`` (exclusive; None: the last), (D, n)."""
+        first, last = max(0, start), self.n_vectors
+        last = last if stop is None else min(stop, last)
+        return self._reader.frames(first, max(first, last)).astype(np.float32)
+
+    def between(self, start_s: float, stop_s: float) -> Float32Array:
+        """Return the vectors of a stretch of time, (D, n): those at least half inside it.
+
+        A stretch too short for that gives the one vector that its middle lies in; one beyond the
+        recording's end gives none.
+        """
+        start, stop = (int(np.floor(time_s / VECTOR_S + 0.5)) for time_s in (start_s, stop_s))
+        if stop <= start:
+            start = int(np.floor((start_s + stop_s) / 2 / VECTOR_S))
+            stop = start + 1
+        return self.vectors(start, stop)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
