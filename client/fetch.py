@@ -56,6 +56,8 @@ def files_of_artifact(artifact: Artifact) -> dict[str, str]:
         return {f"{kind}{suffix}": f"artifacts/{kind}"}
     if kind in (ArtifactKind.REGIONS, ArtifactKind.REMOVALS):
         return {f"{kind}.json": f"artifacts/{kind}"}
+    if kind is ArtifactKind.EXPLANATION:
+        return {"explanation.zip": "artifacts/explanation"}
     return {}  # the embedding serves the restorer
 
 
