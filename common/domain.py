@@ -175,6 +175,7 @@ class ArtifactKind(StrEnum):
     EMBEDDING = "embedding"  # segmenter: embedding per bin and class vectors, .npz
     REGIONS = "regions"  # segmenter: salient regions, .json
     EVENTS = "events"  # classifier: events and tags, .json
+    VECTORS = "vectors"  # classifier, on request: what is heard along time, .npz
     EXPLANATION = "explanation"  # classifier, on request: maps, pictures and audio of why, .zip
     ENHANCED = "enhanced"  # enhancer: clean, wide audio, .flac or .wav
     RESTORED = "restored"  # restorer: audio without the removed events, .flac or .wav
