@@ -111,6 +111,7 @@ def test_one_folder_per_recording_with_every_result(tmp_path: Path) -> None:
         "enhanced.flac",
         "events.csv",
         "events.json",
+        "explanation.zip",
         "labels.txt",
         "manifest.json",
         "mask.npz",
