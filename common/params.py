@@ -10,13 +10,23 @@ import operator
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from common.domain import Stage
 from common.errors import ParametersInvalid
 from common.labels import LABELS
+from common.text.understanding import WHY, Abstained, Intent, understand
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+MAX_WISHES = 100  # texts that say what to remove
+SHOWN_CHARACTERS = 100  # of a text that is refused
 
 ExplainMethod = Literal[
     "integrated_gradients", "grad_cam", "lrp", "attention_rollout", "feature_maps"
@@ -39,7 +49,38 @@ def _in_order(methods: tuple[ExplainMethod, ...]) -> tuple[ExplainMethod, ...]:
     return tuple(method for method in EXPLAIN_METHODS if method in methods)
 
 
+def _in_words(wanted: object) -> object:
+    """Return labels for what is asked for in words; what is no text is left as it is.
+
+    Whoever asks to remove something and is half understood would lose or keep the wrong sounds, so
+    here a text is refused that names anything that is not known, or what is to be kept.
+    """
+    if isinstance(wanted, str):
+        return _asked_for(wanted)
+    if not isinstance(wanted, list | tuple) or not all(isinstance(one, str) for one in wanted):
+        return wanted
+    if len(wanted) > MAX_WISHES:
+        raise ValueError(f"more than {MAX_WISHES} texts")
+    return tuple(dict.fromkeys(label for one in wanted for label in _asked_for(one)))
+
+
+def _asked_for(text: str) -> tuple[str, ...]:
+    """Return the labels that a text asks to remove: itself, where it is a label."""
+    if text in LABELS:
+        return (text,)
+    meant = understand(text)
+    why = WHY[meant.abstained] if meant.abstained else None
+    if meant.intent is Intent.KEEP and meant.labels:
+        why = WHY[Abstained.NEGATED]
+    elif meant.others and meant.labels:
+        why = f"No sound that is known here: {', '.join(meant.others)}."
+    if why is not None:
+        raise ValueError(f"{text[:SHOWN_CHARACTERS]!r}: {why} Known: {', '.join(LABELS)}")
+    return meant.labels
+
+
 KnownLabel = Annotated[str, AfterValidator(_known_label)]
+InWords = BeforeValidator(_in_words, json_schema_input_type=str | tuple[str, ...])
 
 
 class StageParams(BaseModel):
@@ -92,9 +133,12 @@ class EnhanceParams(StageParams):
 
 
 class RestoreParams(StageParams):
-    """Events with a label in ``remove`` are taken out and the gap is restored."""
+    """Events with a label in ``remove`` are taken out and the gap is restored.
 
-    remove: tuple[KnownLabel, ...] = (
+    Labels, or words for them: "the barking dog". What is kept of words are the labels.
+    """
+
+    remove: Annotated[tuple[KnownLabel, ...], InWords] = (
         "car_horn",
         "dog",
         "drilling",

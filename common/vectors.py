@@ -1,4 +1,4 @@
-"""What the classifier hears as vectors along time: one per 0.4 s, for finding alike sounds.
+"""What the classifier hears as vectors along time, about one per 0.4 s: for finding alike sounds.
 
 Owns the file format (``vectors.npz``, by ``common.frame_store``) and the time grid. Vectors only
 compare with vectors of the same weights, so the file names the weights that made it. Leaves out
@@ -20,10 +20,7 @@ from common.frame_store import FrameReader, FrameWriter
 Float32Array = npt.NDArray[np.float32]
 
 SEGMENTS_PER_VECTOR = 5
-"""A vector is the mean over so many segments of the classifier, which last 80 ms each."""
-SEGMENT_S = 0.08
-VECTOR_S = SEGMENTS_PER_VECTOR * SEGMENT_S
-"""Vector n is of the sound from n * VECTOR_S to (n + 1) * VECTOR_S seconds."""
+"""A vector is the mean over so many segments of the classifier: 0.4 s where these last 80 ms."""
 
 _KIND = "soundmill-vectors-1"
 _BLOCK_VECTORS = 1024
@@ -36,14 +33,15 @@ class VectorWriter:
     An error inside the ``with`` block removes the file.
     """
 
-    def __init__(self, path: Path, digest: str, width: int) -> None:
+    def __init__(self, path: Path, digest: str, width: int, segment_s: float) -> None:
         """Start the file.
 
         Args:
             digest: of the classifier's weights, as ``common.checkpoint`` gives it.
             width: numbers per vector, D.
+            segment_s: length of a segment.
         """
-        meta = {"kind": _KIND, "vector_s": VECTOR_S, "digest": digest}
+        meta = {"kind": _KIND, "vector_s": SEGMENTS_PER_VECTOR * segment_s, "digest": digest}
         self._writer = FrameWriter(path, meta, (width,), "<f2", _BLOCK_VECTORS)
         self._rest = np.empty((width, 0), np.float32)  # segments that make no vector yet
 
@@ -88,7 +86,10 @@ class VectorWriter:
 
 
 class VectorReader:
-    """Reads the vectors of any part of a recording. A context manager."""
+    """Reads the vectors of any part of a recording. A context manager.
+
+    Vector n is of the sound from ``n * vector_s`` to ``(n + 1) * vector_s`` seconds.
+    """
 
     def __init__(self, path: Path, digest: str | None = None) -> None:
         """Open a file by ``VectorWriter``.
@@ -105,13 +106,17 @@ class VectorReader:
             if len(self._reader.leading) != 1 or self._reader.dtype != np.dtype("<f2"):
                 raise ArtifactInvalid(f"{path.name} holds no vectors along time")
             self.digest = str(self._reader.meta.get("digest"))
-            if self._reader.meta.get("vector_s") != VECTOR_S:
-                raise ArtifactInvalid(f"{path.name} has vectors of other lengths than {VECTOR_S} s")
+            self.vector_s = float(self._reader.meta.get("vector_s", 0.0))
+            if not 0.0 < self.vector_s < float("inf"):
+                raise ArtifactInvalid(f"{path.name} does not tell how long a vector lasts")
             if digest is not None and digest != self.digest:
                 raise ArtifactInvalid(
                     f"{path.name} has the vectors of weights {self.digest[:12]}, "
                     f"which do not compare with those of {digest[:12]}"
                 )
+        except (TypeError, ValueError) as error:
+            self.close()
+            raise ArtifactInvalid(f"{path.name} holds no vectors: {error}") from error
         except ArtifactInvalid:
             self.close()
             raise
@@ -125,16 +130,21 @@ class VectorReader:
         return self._reader.frames(first, max(first, last)).astype(np.float32)
 
     def between(self, start_s: float, stop_s: float) -> Float32Array:
-        """Return the vectors of a stretch of time, (D, n): those at least half inside it.
+        """Return the vectors of a stretch of time, (D, n): those of ``span``."""
+        return self.vectors(*self.span(start_s, stop_s))
+
+    def span(self, start_s: float, stop_s: float) -> tuple[int, int]:
+        """Return which vectors, [start, stop), are of a stretch of time: at least half inside it.
 
         A stretch too short for that gives the one vector that its middle lies in; one beyond the
         recording's end gives none.
         """
-        start, stop = (int(np.floor(time_s / VECTOR_S + 0.5)) for time_s in (start_s, stop_s))
+        start, stop = (int(np.floor(t / self.vector_s + 0.5)) for t in (start_s, stop_s))
         if stop <= start:
-            start = int(np.floor((start_s + stop_s) / 2 / VECTOR_S))
+            start = int(np.floor((start_s + stop_s) / 2 / self.vector_s))
             stop = start + 1
-        return self.vectors(start, stop)
+        stop = min(stop, self.n_vectors)
+        return min(start, stop), stop
 
     def close(self) -> None:
         """Close the file."""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORKERS = ["segmenter", "classifier", "enhancer", "restorer"]
 SERVICES = ["gateway", "ingester", "dispatcher", *WORKERS]
 LAYERS = [
-    {"domain", "errors", "labels", "names", "vocabulary"},
+    {"domain", "errors", "labels", "names", "text"},
     {"settings", "logs", "metrics", "monitor", "params", "sources", "traces"},
     {"draining", "scratch", "shared_metrics"},
     {

@@ -25,7 +25,7 @@ doorbell|door bell|bell|
 church bell|chime|alarm|alarm clock|clock alarm|clock radio|fire alarm|smoke alarm|car alarm|
 burglar alarm|timer|buzzer|door|door knock|knock|footstep|step|creak|lift|elevator|escalator|
 train|train horn|train whistle|railway|tram|trolley|metro|subway|underground|locomotive|
-steam engine|jet engine|plane|airplane|aeroplane|aircraft|jet|drone|glider|rocket|spaceship|
+steam engine|jet engine|plane|airplane|aeroplane|aircraft|jet|glider|rocket|spaceship|
 boat|motorboat|speedboat|ship|ship horn|fog horn|foghorn|air horn|bicycle|
 bike|bike bell|skateboard|
 tyre|tire|brake|screech|skid|tractor|combine|harvester|bulldozer|excavator|crane|
@@ -94,7 +94,8 @@ string|sting|stinging|swinging|
 cocktail|cocoa|shuttlecock|cock up|cockpit|cockroach|roast|roaster|roster|booster|
 crowding|crowning|snooze|squeeze|freeze|breeze block|sneer|
 jack|jackpot|jacket|hijack|jack daniels|hammock|hammer time|hamster|breaker box|circuit breaker|
-baking|banking|bowling|waiting|basket|buster|frame|flake|drifting|boring|bored|idea|tide table|
+baking|banking|bowling|waiting|basket|buster|frame|flake|cracking|dribbling|drifting|boring|bored|idea|
+tide table|
 earth|heart|breathe|notion|motion|motive|emotion|pollution|swelter
 """
 
@@ -158,7 +159,8 @@ yells yelling buzz hum hums humming drone drones droning rattle rattling bang ba
 pounds pounding thump crash crashes crashing echoing ring ringing
 once twice again first second third two three four five ten ongoing repeated repeatedly loudly
 quietly softly gently wildly rev revving rapid chug chugging whoosh burst bursts plays playing
-fit call calls cut tool tools machine power electric petrol unit set
+fit call calls cut tool tools machine power electric petrol set system
+unit weather
 """
 
 

@@ -13,7 +13,8 @@ TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[.,;:!?/&+()|]")
 CONDITIONER = re.compile(r"\ba/c\b")
 POSSESSIVE = re.compile(r"['’]s?$")
 APOSTROPHES = re.compile(r"['’]")
-ENDINGS = ("ings", "ing", "ies", "ed", "es", "s", "y", "e")
+PLURALS = ("es", "s")
+ENDINGS = ("ing", "ed", "y", "e")
 MIN_STEM_LENGTH = 3
 
 
@@ -52,11 +53,20 @@ def plain(text: str) -> Plain:
 
 
 def stem(word: str) -> str:
-    """Return a word without its ending, and without the second of two letters left at the end."""
-    for ending in ENDINGS:
+    """Return a word without its endings, and without the second of two letters left at the end."""
+    if word.endswith("ies") and len(word) > MIN_STEM_LENGTH + 1:
+        word = word[:-3] + "y"
+    else:
+        word = _without(word, PLURALS)
+    word = _without(word, ENDINGS)
+    return word[:-1] if len(word) > MIN_STEM_LENGTH and word[-1] == word[-2] else word
+
+
+def _without(word: str, endings: tuple[str, ...]) -> str:
+    for ending in endings:
         left = word.removesuffix(ending)
         if left != word and len(left) >= MIN_STEM_LENGTH:
-            return left[:-1] if len(left) > MIN_STEM_LENGTH and left[-1] == left[-2] else left
+            return left
     return word
 
 

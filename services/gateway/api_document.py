@@ -34,6 +34,8 @@ TAGS = {
     "results": "Results of one recording.",
     "exports": "Results of a whole job, streamed.",
     "measurements": "What the work of a job took.",
+    "search": "Sounds found by words.",
+    "similar": "Sounds found by an example.",
     "follow": "Server-sent events of a job.",
     "webhooks": "Who is told what happens to jobs.",
     "operations": "Health, readiness and metrics of the process.",

@@ -27,6 +27,8 @@ PARAMETERS: dict[str, Any] = {
     "labels": '{"site": "pier 4"}',
     "params": '{"classify": {"threshold": 0.4}}',
     "text": "dogs barking",
+    "onset_s": 1.2,
+    "offset_s": 2.4,
     "created_after": "2026-11-01T00:00:00Z",
     "created_before": "2026-12-01T00:00:00Z",
     "idempotency-key": "harbour-2026-11-20-1",
@@ -57,6 +59,16 @@ BODIES: dict[str, dict[str, dict[str, Any]]] = {  # operation, media type, name 
                     "params": {"classify": {"threshold": 0.4, "top_k": 3}},
                     "deadline_at": "2099-11-23T08:00:00Z",
                     "retention_s": 2_592_000,
+                },
+            },
+            "words": {
+                "summary": "Take sounds out, in plain words; keep vectors to find alike sounds",
+                "value": {
+                    "name": "harbour, quiet",
+                    "params": {
+                        "classify": {"embeddings": True},
+                        "restore": {"remove": "the barking dog and any sirens"},
+                    },
                 },
             },
             "dry run": {

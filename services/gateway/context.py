@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PRESIGNED_FOR_S = 900
 CALL_THREADS = 4  # that wait for somebody else's server
+SEARCH_THREADS = 2  # that compare sounds; further searches wait for their turn
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Surroundings:
     checker: Checker
     receiver: Receiver = field(default_factory=Receiver)
     calls: CapacityLimiter = field(default_factory=partial(CapacityLimiter, CALL_THREADS))
+    searches: CapacityLimiter = field(default_factory=partial(CapacityLimiter, SEARCH_THREADS))
     exports: Room = field(default_factory=Room)
     measured: Measured = field(default_factory=Measured)
 

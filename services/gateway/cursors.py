@@ -21,9 +21,9 @@ def decode(cursor: str) -> str:
         padded = cursor + "=" * (-len(cursor) % 4)
         place = b64decode(padded, altchars=b"-_", validate=True).decode("ascii")
     except (binascii.Error, ValueError) as error:
-        raise _bad() from error
+        raise bad() from error
     if not place or not place.isprintable():
-        raise _bad()
+        raise bad()
     return place
 
 
@@ -31,9 +31,10 @@ def decode_position(cursor: str) -> int:
     """Return a place that is a number. Raises Problem when it is none."""
     position = decode(cursor)
     if not position.isdecimal() or len(position) > MAX_POSITION_DIGITS:
-        raise _bad()
+        raise bad()
     return int(position)
 
 
-def _bad() -> Problem:
+def bad() -> Problem:
+    """Return the problem of a cursor that was not made here."""
     return invalid("cursor_invalid", "Not a cursor of this list: take next_cursor as it comes.")

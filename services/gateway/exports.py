@@ -111,6 +111,24 @@ def heard(export: Export, *, after: int = FIRST) -> Iterator[Heard]:
         yield Heard(one.recording, one.found if fetched is None else fetched)
 
 
+def heard_in(
+    readers: sessionmaker[Session], store: ObjectStore, recording_ids: Sequence[str]
+) -> dict[str, Events]:
+    """Return the events of some recordings by their ids; of one without events, nothing.
+
+    Raises:
+        ArtifactInvalid, StoreUnavailable: see ``heard``.
+    """
+    with readers() as session:
+        query = select(Recording).where(Recording.id.in_(recording_ids))
+        kept = list(_kept_events(session, session.scalars(query).all()))
+    found = {
+        one.recording.id: _fetch_events(store, one.object_key) if one.object_key else one.found
+        for one in kept
+    }
+    return {recording_id: events for recording_id, events in found.items() if events is not None}
+
+
 def ahead(
     items: Iterable[Item], fetch: Callable[[Item], Got], wanted: Callable[[Item], bool]
 ) -> Iterator[tuple[Item, Got | None]]:

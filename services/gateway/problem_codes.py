@@ -49,8 +49,16 @@ CODES: dict[str, Code] = {
     "not_found": Code(NOT_FOUND, "There is no such thing, or it belongs to another key."),
     "url_forbidden": Code(UNPROCESSABLE, "No http or https URL of a public address."),
     "deadline_invalid": Code(UNPROCESSABLE, "The deadline lies behind, or absurdly far ahead."),
+    "text_empty": Code(UNPROCESSABLE, "The text holds nothing: `known` lists the sounds."),
     "text_not_understood": Code(
         UNPROCESSABLE, "The text names no sound that is known: `known` lists those that are."
+    ),
+    "region_invalid": Code(
+        UNPROCESSABLE, "The region is empty, too long, or not in the recording."
+    ),
+    "vectors_missing": Code(
+        CONFLICT,
+        "The recording has no vectors: ask for them with `classify.embeddings` when it is sent.",
     ),
     "range_not_satisfiable": Code(
         HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "The range lies outside the file."
@@ -192,7 +200,15 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "get_job_manifest": MADE,
     "get_job_labels": MADE,
     "get_job_artifacts": MADE,
-    "search_job": ("cursor_invalid", "text_not_understood", *LOADS),
+    "get_text": ("text_empty",),
+    "search_job": ("cursor_invalid", "text_empty", "text_not_understood", *LOADS),
+    "find_similar": (
+        "cursor_invalid",
+        "region_invalid",
+        "vectors_missing",
+        "disk_full",
+        *LOADS,
+    ),
     "follow_job": ("too_many_streams", "shutting_down"),
     "post_webhook": (*BODY, "url_forbidden", "conflict", "idempotency_key_reused", "not_found"),
     "list_deliveries": LIST,

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
 from pydantic import BaseModel
 
 from common.domain import Event
-from common.labels import LABELS
-from common.vocabulary import Understood, understand
 from services.gateway import cursors
 from services.gateway.exports import FIRST, Export, heard
-from services.gateway.problems import Problem
+from services.gateway.texts import GuessOut, asked_for, guesses_out
 
 SCAN = 5_000  # recordings that one request looks at
 
@@ -39,11 +35,14 @@ class Hit(BaseModel):
 class SearchPage(BaseModel):
     """What a text was taken to mean, and where that is heard, in the order of the job.
 
-    ``unknown`` are words that say nothing here. A page may hold few hits or none and still have a
-    ``next_cursor``: a request looks at so many recordings and no more.
+    ``guesses`` are the labels with their confidence, ``unknown`` words and things that are no label
+    here, ``excluded`` labels that the text names as what is not meant. A page may hold few hits or
+    none and still have a ``next_cursor``: a request looks at so many recordings and no more.
     """
 
     labels: list[str]
+    guesses: list[GuessOut]
+    excluded: list[str]
     unknown: list[str]
     hits: list[Hit]
     next_cursor: str | None
@@ -53,9 +52,9 @@ def search(export: Export, text: str, cursor: str | None, limit: int) -> SearchP
     """Return the next recordings with events that ``text`` names.
 
     Raises:
-        Problem: the text names nothing, or the cursor was not made here.
+        Problem: the text is empty or names nothing, or the cursor was not made here.
     """
-    meant = _meaning(text)
+    meant = asked_for(text)
     after = FIRST if cursor is None else cursors.decode_position(cursor)
     hits: list[Hit] = []
     next_cursor = None
@@ -74,30 +73,21 @@ def search(export: Export, text: str, cursor: str | None, limit: int) -> SearchP
                     custom_id=recording.custom_id,
                     name=recording.name,
                     duration_s=recording.duration_s,
-                    events=[_event_out(event) for event in wanted],
+                    events=[event_out(event) for event in wanted],
                 )
             )
     return SearchPage(
         labels=list(meant.labels),
-        unknown=list(meant.unknown),
+        guesses=guesses_out(meant.guesses),
+        excluded=list(meant.excluded),
+        unknown=[*meant.others, *meant.unknown],
         hits=hits,
         next_cursor=next_cursor,
     )
 
 
-def _meaning(text: str) -> Understood:
-    meant = understand(text)
-    if not meant.labels:
-        raise Problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY,
-            "text_not_understood",
-            "The text names no sound that is known here.",
-            known=list(LABELS),
-        )
-    return meant
-
-
-def _event_out(event: Event) -> EventOut:
+def event_out(event: Event) -> EventOut:
+    """Return an event as it is sent."""
     return EventOut(
         label=event.label,
         onset_s=event.onset_s,

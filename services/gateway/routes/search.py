@@ -1,4 +1,4 @@
-"""Search by words in the results of a job."""
+"""Search by words in the results of a job, and how words are understood."""
 
 from __future__ import annotations
 
@@ -10,8 +10,19 @@ from services.gateway.access import Reader
 from services.gateway.context import Around, Cursor, Limit, new_router
 from services.gateway.exports import Export
 from services.gateway.search import SearchPage, search
+from services.gateway.texts import TextOut, explain
+
+MAX_TEXT_LENGTH = 500
 
 router = new_router()
+
+Text = Annotated[str, Query(max_length=MAX_TEXT_LENGTH, examples=["dogs barking"])]
+
+
+@router.get("/text")
+def get_text(caller: Reader, text: Text) -> TextOut:
+    """Tell how a text is understood: "remove the barking dog" names `dog`, for sure."""
+    return explain(text)
 
 
 @router.get("/jobs/{job_id}/search")
@@ -19,7 +30,7 @@ def search_job(
     around: Around,
     caller: Reader,
     job_id: str,
-    text: Annotated[str, Query(min_length=1, max_length=500, examples=["dogs barking"])],
+    text: Text,
     cursor: Cursor = None,
     limit: Limit = 50,
 ) -> SearchPage:
