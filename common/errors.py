@@ -16,6 +16,13 @@ SoundmillError
 │   ├── SourceInvalid          a source cannot be read (any further); carries its code
 │   ├── MessageRefused         a message of a version we do not know, or not a message at all
 │   ├── WeightsInvalid         a weights file does not fit its config or digest
+│   ├── DatasetError           training data are at fault; seen by who trains or evaluates
+│   │   ├── DatasetMissing     a folder, table, column or audio file is not there
+│   │   ├── DatasetInvalid     a table, a name or a label that is refused; says which line
+│   │   ├── FoldMissing        no clip is in the fold asked for
+│   │   ├── ClassMissing       a class has no clip in a fold, or none to train on
+│   │   ├── LeakFound          a recording is in training and in test; carries how many
+│   │   └── ClipsCorrupt       clips cannot be decoded; carries each with its reason
 │   └── ArtifactInvalid        a stored artifact cannot be read back
 ├── TransientError             a retry can help
 │   ├── StoreUnavailable       object store or network
@@ -34,6 +41,9 @@ SoundmillError
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
 
 
 class SoundmillError(Exception):
@@ -93,6 +103,55 @@ class MessageRefused(PermanentError):
 
 class WeightsInvalid(PermanentError):
     code = "weights_invalid"
+
+
+class DatasetError(PermanentError):
+    """Training data are at fault."""
+
+    code = "dataset_error"
+
+
+class DatasetMissing(DatasetError):
+    code = "dataset_missing"
+
+
+class DatasetInvalid(DatasetError):
+    code = "dataset_invalid"
+
+
+class FoldMissing(DatasetError):
+    code = "fold_missing"
+
+
+class ClassMissing(DatasetError):
+    """``label`` has no clip in ``fold``, or, where that is None, none to train on."""
+
+    code = "class_missing"
+
+    def __init__(self, detail: str, label: str, fold: int | None) -> None:
+        super().__init__(detail)
+        self.label = label
+        self.fold = fold
+
+
+class LeakFound(DatasetError):
+    """``count`` training clips share something with test clips."""
+
+    code = "leak_found"
+
+    def __init__(self, detail: str, count: int) -> None:
+        super().__init__(detail)
+        self.count = count
+
+
+class ClipsCorrupt(DatasetError):
+    """``reasons``: every clip that cannot be decoded, with why."""
+
+    code = "clips_corrupt"
+
+    def __init__(self, detail: str, reasons: Mapping[Path, str]) -> None:
+        super().__init__(detail)
+        self.reasons = dict(reasons)
 
 
 class ArtifactInvalid(PermanentError):

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 from common.datasets import Clip, ClipBank, clips_of, exclude_leaks, load_clips, split_of
+from common.errors import DatasetMissing
 
 RATE = 8_000
 
@@ -102,7 +103,7 @@ def _drop_set(data: Path) -> None:
 )
 def test_what_is_missing_is_named(data: Path, damage: Callable[[Path], None], names: str) -> None:
     damage(data)
-    with pytest.raises(FileNotFoundError, match=names):
+    with pytest.raises(DatasetMissing, match=names):
         load_clips(data)
 
 
@@ -119,7 +120,7 @@ def test_bank_trims_padding_and_keeps_waveforms(data: Path, tmp_path: Path) -> N
 def test_bank_is_built_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips, cache = load_clips(data), tmp_path / "cache"
     ClipBank.open(clips, cache, sample_rate=RATE)
-    monkeypatch.setattr("common.datasets.read_clip", None)  # decoding again would fail
+    monkeypatch.setattr("common.datasets.bank.read_clip", None)  # decoding again would fail
     part = ClipBank.open(clips[3:5], cache, sample_rate=RATE)
     np.testing.assert_allclose(part.waveform(clips[3]), tone(0.5), atol=1e-4)
     moved = replace(clips[0], index=5)
