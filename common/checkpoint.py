@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,21 @@ from torch import Tensor, nn
 from common.errors import WeightsInvalid
 
 CONFIG_KEY = "config"
+NOTES_KEY = "notes"
+"""Within the config's JSON: of two keys in the header, safetensors does not keep the order."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weights file in memory. ``digest`` is the SHA-256 of the file, in hexadecimal."""
+    """A weights file in memory. ``digest`` is the SHA-256 of the file, in hexadecimal.
+
+    ``notes`` are what else is known of the weights, such as the data they were trained on.
+    """
 
     config: dict[str, Any]
     tensors: dict[str, Tensor]
     digest: str
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -50,17 +56,24 @@ def written_beside(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
-def save(path: Path, config: dict[str, Any], weights: nn.Module | dict[str, Tensor]) -> None:
+def save(
+    path: Path,
+    config: dict[str, Any],
+    weights: nn.Module | dict[str, Tensor],
+    notes: dict[str, Any] | None = None,
+) -> None:
     """Write a weights file beside ``path``, then rename it there. The same input, the same bytes.
 
     Args:
         path: its folder is made if need be.
         config: anything JSON can hold.
         weights: a module, whose state is taken, or named tensors.
+        notes: anything JSON can hold; kept beside the config.
     """
     state = weights.state_dict() if isinstance(weights, nn.Module) else weights
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    header = {CONFIG_KEY: json.dumps(config, sort_keys=True, separators=(",", ":"))}
+    noted = config | {NOTES_KEY: notes} if notes else config
+    header = {CONFIG_KEY: json.dumps(noted, sort_keys=True, separators=(",", ":"))}
     with written_beside(path) as beside:
         beside.write_bytes(safetensors.torch.save(tensors, metadata=header))
 
@@ -79,7 +92,10 @@ def load(path: Path) -> Checkpoint:
         raise WeightsInvalid(f"the weights file {path.name} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise WeightsInvalid(f"the weights file {path.name} holds no config")
-    return Checkpoint(config, tensors, hashlib.sha256(content).hexdigest())
+    notes = config.pop(NOTES_KEY, {})
+    if not isinstance(notes, dict):
+        raise WeightsInvalid(f"the notes in the weights file {path.name} are no table")
+    return Checkpoint(config, tensors, hashlib.sha256(content).hexdigest(), notes)
 
 
 def restore(module: nn.Module, checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""Measures of tags and events, as plain functions."""
+"""Measures of tags and events, as plain functions. scikit-learn's where it has the measure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    label_ranking_average_precision_score,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from common.domain import Event
 from common.soundscapes import Soundscape
@@ -20,24 +27,83 @@ OFFSET_SHARE = 0.5
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class. ``n`` clips are of it; the rest are shares in [0, 1], higher is better."""
+    """One class. ``n`` clips are of it; the rest are shares in [0, 1], higher is better.
+
+    ``average_precision`` is None where every clip is of the class, or none.
+    """
 
     label: str
     n: int
     precision: float
     recall: float
     f1: float
+    average_precision: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far confidence is to be believed: a reliability diagram and its mean gap.
+
+    ``error`` is the expected calibration error, in [0, 1], lower is better. Of each bin, from 0
+    to 1 in equal steps: how many, their mean confidence and how many were right, as a share (0
+    where the bin is empty).
+    """
+
+    error: float
+    counts: tuple[int, ...]
+    confidence: tuple[float, ...]
+    accuracy: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Shares in [0, 1]. Higher is better but for ``ece``, the calibration error."""
+    """Clips with one label each. Shares in [0, 1]; higher is better but for the calibration.
+
+    Closed: the best of the labels that the data set has. Open: the best of all that the model
+    knows. The macro measures, all closed, are means over the labels that occur; ``mean_ap`` and
+    ``auc`` (one against the rest) are None where no label has clips both of it and not of it.
+    """
 
     n: int
     accuracy: float
+    open_accuracy: float
     top3: float
+    macro_precision: float
+    macro_recall: float
     macro_f1: float
-    ece: float
+    mean_ap: float | None
+    auc: float | None
+    calibration: Calibration
+    open_calibration: Calibration
+    classes: tuple[ClassScore, ...]
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error of the closed choice."""
+        return self.calibration.error
+
+    @property
+    def open_ece(self) -> float:
+        """Expected calibration error of the open choice."""
+        return self.open_calibration.error
+
+
+@dataclass(frozen=True)
+class TagScores:
+    """Clips with any number of labels. Shares in [0, 1]; higher is better but for calibration.
+
+    ``lwlrap`` is the label-weighted label-ranking average precision. F1 counts every label whose
+    confidence reaches ``threshold``. ``calibration`` is over all pairs of clip and label.
+    """
+
+    n: int
+    threshold: float
+    mean_ap: float | None
+    auc: float | None
+    lwlrap: float
+    macro_f1: float
+    micro_f1: float
+    calibration: Calibration
     classes: tuple[ClassScore, ...]
 
 
@@ -62,47 +128,136 @@ class Counts:
         return 2 * self.hits / max(1, 2 * self.hits + self.false_alarms + self.misses)
 
 
-def calibration_error(confidence: Array, correct: Array, bins: int = ECE_BINS) -> float:
-    """Return the expected calibration error: mean gap between confidence and accuracy.
+def calibration_of(confidence: Array, correct: Array, bins: int = ECE_BINS) -> Calibration:
+    """Return the reliability of confidences.
 
     Source: Guo et al. 2017, equation 3, with bins of equal width.
 
     Args:
-        confidence: (N,) of the best class, in [0, 1].
+        confidence: (N,) in [0, 1].
         correct: (N,) of bool.
         bins: how many.
     """
     which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        abs(float(confidence[which == b].sum()) - float(correct[which == b].sum()))
-        for b in range(bins)
-    ]
-    return sum(gaps) / len(confidence)
+    counts = np.bincount(which, minlength=bins)
+    sure = np.bincount(which, weights=confidence, minlength=bins)
+    right = np.bincount(which, weights=correct, minlength=bins)
+    each = np.maximum(counts, 1)
+    return Calibration(
+        error=float(np.abs(sure - right).sum() / max(1, len(confidence))),
+        counts=tuple(counts.tolist()),
+        confidence=tuple((sure / each).tolist()),
+        accuracy=tuple((right / each).tolist()),
+    )
 
 
-def score_clips(confidence: Array, truth: Array, labels: Sequence[str]) -> ClipScores:
+def closed_choice(confidence: Array, among: Sequence[int]) -> Array:
+    """Return (N,) the class number with the highest confidence (N, K) of those in ``among``."""
+    allowed = np.sort(np.asarray(among))
+    best: Array = allowed[confidence[:, allowed].argmax(axis=1)]
+    return best
+
+
+def score_clips(
+    confidence: Array, truth: Array, labels: Sequence[str], among: Sequence[int] | None = None
+) -> ClipScores:
     """Return all measures of clips with one label each.
 
     Args:
         confidence: (N, K) in [0, 1].
-        truth: (N,) class numbers; the macro-F1 is over those that occur here.
+        truth: (N,) class numbers.
         labels: the K classes.
+        among: the class numbers of the data set, all of ``truth`` in them; None means all K.
     """
-    order = np.argsort(-confidence, axis=1, kind="stable")
-    best = order[:, 0]
-    classes = []
-    for k in sorted(set(truth.tolist())):
-        hits = int(((best == k) & (truth == k)).sum())
-        n, found = int((truth == k).sum()), int((best == k).sum())
-        recall, precision = hits / n, hits / found if found else 0.0
-        classes.append(ClassScore(labels[k], n, precision, recall, 2 * hits / (n + found)))
+    allowed = np.arange(len(labels)) if among is None else np.sort(np.asarray(among))
+    best, open_best = closed_choice(confidence, allowed), confidence.argmax(axis=1)
+    top3 = allowed[np.argsort(-confidence[:, allowed], axis=1, kind="stable")[:, :3]]
+    present = truth[:, None] == np.arange(len(labels))
+    classes = _class_scores(present, best[:, None] == np.arange(len(labels)), confidence, labels)
+    rows = np.arange(len(truth))
     return ClipScores(
         n=len(truth),
         accuracy=float((best == truth).mean()),
-        top3=float((order[:, :3] == truth[:, None]).any(axis=1).mean()),
+        open_accuracy=float((open_best == truth).mean()),
+        top3=float((top3 == truth[:, None]).any(axis=1).mean()),
+        macro_precision=float(np.mean([score.precision for score in classes])),
+        macro_recall=float(np.mean([score.recall for score in classes])),
         macro_f1=float(np.mean([score.f1 for score in classes])),
-        ece=calibration_error(confidence.max(axis=1), best == truth),
-        classes=tuple(classes),
+        mean_ap=_mean_ap(classes),
+        auc=_auc(present, confidence),
+        calibration=calibration_of(confidence[rows, best], best == truth),
+        open_calibration=calibration_of(confidence[rows, open_best], open_best == truth),
+        classes=classes,
+    )
+
+
+def score_tags(
+    confidence: Array, present: Array, labels: Sequence[str], threshold: float
+) -> TagScores:
+    """Return all measures of clips with any number of labels.
+
+    Args:
+        confidence: (N, K) in [0, 1].
+        present: (N, K) of bool.
+        labels: the K classes; the macro measures are over those that occur.
+        threshold: from which confidence on a label counts as found.
+
+    Source of the label-weighted ranking precision: Fonseca et al. 2019, "Audio tagging with noisy
+    labels and minimal supervision", section 4.1; it is scikit-learn's with clips weighted by how
+    many labels they have.
+    """
+    found = confidence >= threshold
+    classes = _class_scores(present, found, confidence, labels)
+    return TagScores(
+        n=len(present),
+        threshold=threshold,
+        mean_ap=_mean_ap(classes),
+        auc=_auc(present, confidence),
+        lwlrap=float(
+            label_ranking_average_precision_score(
+                present, confidence, sample_weight=present.sum(axis=1)
+            )
+        ),
+        macro_f1=float(np.mean([score.f1 for score in classes])),
+        micro_f1=float(f1_score(present, found, average="micro", zero_division=0)),
+        calibration=calibration_of(confidence.ravel(), present.ravel()),
+        classes=classes,
+    )
+
+
+def _class_scores(
+    present: Array, found: Array, confidence: Array, labels: Sequence[str]
+) -> tuple[ClassScore, ...]:
+    """Return the scores of the labels that occur, from (N, K) of bool, bool and [0, 1]."""
+    precision, recall, f1, n = precision_recall_fscore_support(
+        present, found, average=None, zero_division=0
+    )
+    return tuple(
+        ClassScore(
+            label=labels[k],
+            n=int(n[k]),
+            precision=float(precision[k]),
+            recall=float(recall[k]),
+            f1=float(f1[k]),
+            average_precision=float(average_precision_score(present[:, k], confidence[:, k]))
+            if n[k] < len(present)
+            else None,
+        )
+        for k in np.flatnonzero(n).tolist()
+    )
+
+
+def _mean_ap(classes: Sequence[ClassScore]) -> float | None:
+    known = [c.average_precision for c in classes if c.average_precision is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _auc(present: Array, confidence: Array) -> float | None:
+    both = present.any(axis=0) & ~present.all(axis=0)
+    if not both.any():
+        return None
+    return float(
+        np.mean([roc_auc_score(present[:, k], confidence[:, k]) for k in np.flatnonzero(both)])
     )
 
 

@@ -1,0 +1,81 @@
+"""Events judged on soundscapes, whose events are known to the sample."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from common.datasets import Clip, ClipBank
+from common.features import LogMel
+from common.masks import MASK_BANDS, MASK_F_MAX_HZ, MASK_HOP_S, MaskWriter
+from common.params import ClassifyParams
+from common.soundscapes import Soundscape, cast_of, make_soundscape
+from common.stage_io import StageInput
+from services.classifier.infer import LoadedClassifier, events_in, listen
+from services.classifier.predictions import Array
+from services.classifier.scoring import Counts, match_events, match_seconds, truth_of
+
+SCENE_SEED = 2026
+MASK_N_FFT = 2048
+
+
+@dataclass(frozen=True)
+class SceneScores:
+    """F1 of events (200 ms collar) and of seconds, over all soundscapes; higher is better."""
+
+    n: int
+    event_f1: float
+    second_f1: float
+
+
+def soundscapes_of(bank: ClipBank, clips: Sequence[Clip], n: int) -> Iterator[Soundscape]:
+    """Yield ``n`` fixed soundscapes of clips; number i is the same whatever ``n`` is.
+
+    Raises:
+        ValueError: none of the clips can stand in the foreground.
+    """
+    cast = cast_of(clips)
+    if not cast.foreground:
+        raise ValueError("soundscapes need clips of the foreground, and there are none")
+    for index in range(n):
+        rng = np.random.default_rng([SCENE_SEED, index])
+        yield make_soundscape(bank, cast.foreground, cast.background, rng)
+
+
+def oracle_mask(scene: Soundscape) -> Array:
+    """Return the true foreground mask of a soundscape on the mask's grid, (128, T) in [0, 1]."""
+    hop = round(MASK_HOP_S * scene.sample_rate)
+    front_end = LogMel(scene.sample_rate, MASK_N_FFT, hop, MASK_BANDS, f_max=MASK_F_MAX_HZ)
+
+    def power(waveform: Array) -> Array:
+        result: Array = front_end.power(torch.from_numpy(waveform)[None])[0].numpy()
+        return result
+
+    front = power(scene.mixture - scene.background)
+    ratio: Array = np.sqrt(front / (front + power(scene.background) + 1e-9))
+    return ratio
+
+
+def score_scenes(
+    loaded: LoadedClassifier, scenes: Sequence[Soundscape], masked: bool
+) -> SceneScores:
+    """Return the scores of soundscapes heard with the true mask, or with none."""
+    events, seconds = Counts(), Counts()
+    with tempfile.TemporaryDirectory() as folder:
+        audio, mask = Path(folder) / "scene.wav", Path(folder) / "mask.npz"
+        for scene in scenes:
+            soundfile.write(audio, scene.mixture, scene.sample_rate, subtype="FLOAT")
+            with MaskWriter(mask) as writer:
+                writer.append(oracle_mask(scene).astype(np.float32))
+            item = StageInput("scene", audio, ClassifyParams(), {}, Path(folder))
+            heard = listen(loaded, item, mask if masked else None)
+            found, truth = events_in(heard, loaded.config, []), truth_of(scene)
+            events += match_events(found, truth)
+            seconds += match_seconds(found, truth, heard.facts.duration_s)
+    return SceneScores(len(scenes), events.f1, seconds.f1)
