@@ -17,6 +17,7 @@ from common.domain import ArtifactKind
 from common.params import StageParams
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 class Phases:
@@ -40,7 +41,11 @@ class Phases:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            self.add(name, time.perf_counter() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add time to phase ``name`` that was measured elsewhere: a share in work done together."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Yield ``items``; the time spent waiting for each counts as phase ``name``."""
@@ -91,3 +96,27 @@ class StageOutput:
     result: dict[str, Any]
     audio: AudioFacts
     batch_size: int = 1  # chunks computed together, at most
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one recording: its output, or the error that it met."""
+
+    item: StageInput
+    outcome: StageOutput | Exception
+
+
+def each(
+    process: Callable[[M, StageInput], StageOutput],
+) -> Callable[[M, Iterable[StageInput]], Iterator[Done]]:
+    """Return a function that processes the recordings of a shard one after the other."""
+
+    def process_shard(model: M, items: Iterable[StageInput]) -> Iterator[Done]:
+        for item in items:
+            try:
+                done = Done(item, process(model, item))
+            except Exception as error:
+                done = Done(item, error)
+            yield done
+
+    return process_shard

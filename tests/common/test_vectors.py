@@ -9,14 +9,14 @@ import pytest
 
 from common.errors import ArtifactInvalid
 from common.masks import MaskWriter
-from common.vectors import VECTOR_S, VectorReader, VectorWriter
+from common.vectors import VectorReader, VectorWriter
 
 DIGEST = "a" * 64
 
 
 def written(path: Path, segments: np.ndarray, pieces: list[int]) -> Path:
     """Write segments (D, t), split before the given positions."""
-    with VectorWriter(path, DIGEST, len(segments)) as writer:
+    with VectorWriter(path, DIGEST, len(segments), 0.08) as writer:
         for piece in np.split(segments.astype(np.float32), pieces, axis=1):
             writer.append(piece)
     return path
@@ -26,6 +26,7 @@ def test_each_vector_is_the_mean_of_five_segments(tmp_path: Path) -> None:
     segments = np.stack([np.arange(12.0), np.full(12, -3.0)])
     with VectorReader(written(tmp_path / "v.npz", segments, [])) as reader:
         assert (reader.width, reader.n_vectors, reader.digest) == (2, 3, DIGEST)
+        assert reader.vector_s == pytest.approx(0.4)
         # segments 0 to 4, 5 to 9, and the two that are left
         np.testing.assert_array_equal(reader.vectors(), [[2.0, 7.0, 10.5], [-3.0, -3.0, -3.0]])
 
@@ -42,7 +43,7 @@ def test_vectors_of_a_stretch_of_time(tmp_path: Path) -> None:
         assert reader.between(0.4, 1.2).tolist() == [[1.0, 2.0]]
         assert reader.between(0.3, 1.3).tolist() == [[1.0, 2.0]]
         assert reader.between(1.25, 1.3).tolist() == [[3.0]]  # shorter than a vector
-        assert reader.between(10 * VECTOR_S, 99.0).shape == (1, 0)
+        assert reader.between(4.0, 99.0).shape == (1, 0)
         assert reader.between(-5.0, 0.5).tolist() == [[0.0]]
 
 
@@ -65,6 +66,6 @@ def test_other_weights_and_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_error_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), VectorWriter(tmp_path / "v.npz", DIGEST, 1):
+    with pytest.raises(RuntimeError), VectorWriter(tmp_path / "v.npz", DIGEST, 1, 0.08):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
