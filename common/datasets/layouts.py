@@ -273,7 +273,7 @@ def layouts_like(folder: Path) -> tuple[Dataset, ...]:
         found.append("digits")
     if any(path.suffix == ".csv" for path in folder.glob("*.csv")):
         found.append("csv")
-    if not found and any(files.all_audio_files(inner) for inner in files.folders(folder)):
+    if not found and sum(bool(files.all_audio_files(one)) for one in files.folders(folder)) > 1:
         found.append("folders")
     return tuple(found)
 

@@ -26,12 +26,28 @@ SHOWN_PAIRS = 5
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What clips have in common: ``kind`` of thing, and which one where it has a name."""
+
+    kind: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".rstrip()
+
+
+@dataclass(frozen=True)
 class Leak:
     """A training clip, the first test clip that it shares something with, and what that is."""
 
     train: Clip
     test: Clip
-    reason: str
+    shared: Origin
+
+    @property
+    def reason(self) -> str:
+        """Why it is a leak, in words."""
+        return f"the same {self.shared}"
 
 
 @dataclass(frozen=True)
@@ -42,17 +58,17 @@ class Dropped:
     dropped: tuple[Leak, ...]
 
 
-def origin_of(clip: Clip) -> str:
-    """Return what a clip is from, in words; two clips of equal origin must not be set apart."""
+def origin_of(clip: Clip) -> Origin:
+    """Return what a clip is from; two clips of equal origin must not be set apart."""
     if clip.dataset in FREESOUND_SETS:
-        return f"Freesound id {clip.source_id}"
+        return Origin("Freesound id", clip.source_id)
     if clip.dataset == "digits":
-        return f"speaker {clip.source_id}"
+        return Origin("speaker", clip.source_id)
     if clip.source_id.startswith(OWN_SOURCE):
-        return f"file {os.path.realpath(clip.path)}"
+        return Origin("file", os.path.realpath(clip.path))
     if clip.source_id.startswith(FREESOUND_SOURCE):
-        return f"Freesound id {clip.source_id.removeprefix(FREESOUND_SOURCE)}"
-    return f"source {clip.source_id}"
+        return Origin("Freesound id", clip.source_id.removeprefix(FREESOUND_SOURCE))
+    return Origin("source", clip.source_id)
 
 
 def find_leaks(
@@ -74,7 +90,7 @@ def find_leaks(
     check_present([*train, *test])
     found: dict[int, Leak] = {}
 
-    def compare(key: Callable[[Clip], Hashable | None], reason: Callable[[Clip], str]) -> None:
+    def compare(key: Callable[[Clip], Hashable | None], shared: Callable[[Clip], Origin]) -> None:
         firsts: dict[Hashable, Clip] = {}
         for clip in test:
             value = key(clip)
@@ -82,19 +98,17 @@ def find_leaks(
                 firsts.setdefault(value, clip)
         for number, clip in enumerate(train):
             if number not in found and (other := firsts.get(key(clip))) is not None:
-                found[number] = Leak(clip, other, reason(clip))
+                found[number] = Leak(clip, other, shared(clip))
 
-    compare(origin_of, lambda clip: f"the same {origin_of(clip)}")
-    compare(_digests(train, test, _size_of, _digest_of), lambda _: "the same bytes")
+    compare(origin_of, origin_of)
+    compare(_digests(train, test, _size_of, _digest_of), lambda _: Origin("bytes"))
     if bank is not None:
         compare(
             _digests(train, test, bank.n_samples, lambda clip: _digest_of_samples(bank, clip)),
-            lambda _: "the same samples",
+            lambda _: Origin("samples"),
         )
     if uploaders:
-        compare(
-            lambda clip: clip.uploader or None, lambda clip: f"the same uploader {clip.uploader}"
-        )
+        compare(lambda clip: clip.uploader or None, lambda clip: Origin("uploader", clip.uploader))
     return [found[number] for number in sorted(found)]
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from common.datasets.clips import RENAMED, Clip, Dataset
 from common.datasets.drafts import Draft, check_files
 from common.datasets.layouts import read_digits, read_esc50, read_us8k
-from common.datasets.leaks import origin_of
+from common.datasets.leaks import Origin, origin_of
 from common.datasets.tables import DataFolder
 from common.errors import DatasetMissing
 from common.labels import LABELS
@@ -81,10 +81,10 @@ def exclude_leaks(clips: Iterable[Clip]) -> list[Clip]:
     the test or validation split, a validation clip if it is also in the test split.
     """
     clips = list(clips)
-    held: dict[Split, set[str]] = {"train": set(), "validation": set(), "test": set()}
+    held: dict[Split, set[Origin]] = {"train": set(), "validation": set(), "test": set()}
     for clip in clips:
         held[split_of(clip)].add(origin_of(clip))
-    banned: dict[Split, set[str]] = {
+    banned: dict[Split, set[Origin]] = {
         "train": held["validation"] | held["test"],
         "validation": held["test"],
         "test": set(),

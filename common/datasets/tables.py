@@ -237,8 +237,15 @@ class DataFolder:
 def _list(folder: Path) -> dict[str, _Entry]:
     try:
         with os.scandir(folder) as entries:
-            return {e.name: _Entry(e.is_file(), e.is_dir(), e.is_symlink()) for e in entries}
+            return {entry.name: _looked_at(entry) for entry in entries}
     except PermissionError as error:
         raise DatasetMissing(f"the folder {folder} may not be read") from error
     except OSError:  # nothing of this name, or no folder
         return {}
+
+
+def _looked_at(entry: os.DirEntry[str]) -> _Entry:
+    try:
+        return _Entry(entry.is_file(), entry.is_dir(), entry.is_symlink())
+    except OSError:  # a link to itself
+        return _Entry(False, False, True)
