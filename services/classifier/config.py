@@ -36,6 +36,7 @@ LONG_MEDIAN_S = 1.2
 SHORT_MEDIAN_S = 0.24
 SHORT_LABELS = frozenset({"clock_tick", "dog", "gun_shot", "rooster", "sneezing", "speech"})
 
+POOLINGS = ("max", "mean")
 WINDOWS = ("hann", "hamming", "blackman")
 MAX_WIDTH = 1024
 MAX_LABELS = 10_000
@@ -46,16 +47,21 @@ def _whole(name: str, value: object, low: int, high: int) -> None:
         raise ValueError(f"{name} must be a whole number from {low} to {high}, not {value!r:.80}")
 
 
-def _widths(name: str, value: object, count: int) -> None:
+def _wholes(name: str, value: object, count: int, high: int) -> None:
     if not isinstance(value, tuple) or len(value) != count:
         raise ValueError(f"{name} must be {count} whole numbers, not {value!r:.80}")
-    for width in value:
-        _whole(name, width, 1, MAX_WIDTH)
+    for item in value:
+        _whole(name, item, 1, high)
 
 
 def _number(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {value!r:.80}")
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}, not {value!r:.80}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class HybridSettings:
 
     def __post_init__(self) -> None:
         """Raises ValueError: a wrong type, or out of range."""
-        _widths("channels", self.channels, 4)
+        _wholes("channels", self.channels, 4, MAX_WIDTH)
         _whole("patch_width", self.patch_width, 1, MAX_WIDTH)
         _whole("patch_layers", self.patch_layers, 1, 16)
         _whole("patch_heads", self.patch_heads, 1, 64)
@@ -79,9 +85,55 @@ class HybridSettings:
             raise ValueError(f"patch_width must be a multiple of patch_heads, {self.patch_heads}")
 
 
-NetworkSettings = HybridSettings
+@dataclass(frozen=True)
+class ResNetSettings:
+    """Sizes of ``networks.resnet``: width of the first stage, and residual blocks per stage."""
 
-SETTINGS: dict[str, type[NetworkSettings]] = {"hybrid": HybridSettings}
+    width: int = 16
+    blocks: tuple[int, ...] = (2, 2, 2, 2)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a wrong type, or out of range."""
+        _whole("width", self.width, 1, MAX_WIDTH // 8)
+        _wholes("blocks", self.blocks, 4, 8)
+
+
+@dataclass(frozen=True)
+class VggSlatSettings:
+    """Sizes of ``networks.vgg_slat``, how segments are pooled, and its LSTM; a width of 0: none."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
+    segment_width: int = 1024
+    pooling: str = "max"
+    lstm_width: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a wrong type, or out of range."""
+        _wholes("channels", self.channels, 6, MAX_WIDTH)
+        _whole("segment_width", self.segment_width, 1, 2 * MAX_WIDTH)
+        _one_of("pooling", self.pooling, POOLINGS)
+        _whole("lstm_width", self.lstm_width, 0, MAX_WIDTH)
+
+
+@dataclass(frozen=True)
+class StrideCnnSettings:
+    """Sizes of ``networks.stride_cnn``: the width of each block."""
+
+    channels: tuple[int, ...] = (8, 16, 32, 64)
+
+    def __post_init__(self) -> None:
+        """Raises ValueError: a wrong type, or out of range."""
+        _wholes("channels", self.channels, 4, MAX_WIDTH)
+
+
+NetworkSettings = HybridSettings | ResNetSettings | VggSlatSettings | StrideCnnSettings
+
+SETTINGS: dict[str, type[NetworkSettings]] = {
+    "hybrid": HybridSettings,
+    "resnet": ResNetSettings,
+    "vgg_slat": VggSlatSettings,
+    "stride_cnn": StrideCnnSettings,
+}
 """The architectures by name, and what each can be set to."""
 
 
@@ -112,10 +164,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Raises ValueError: a wrong type, out of range, or fields that do not fit each other."""
-        if not isinstance(self.architecture, str) or self.architecture not in SETTINGS:
-            raise ValueError(
-                f"architecture must be one of {', '.join(SETTINGS)}, not {self.architecture!r:.80}"
-            )
+        _one_of("architecture", self.architecture, tuple(SETTINGS))
         if type(self.network) is not SETTINGS[self.architecture]:
             raise ValueError(f"these are no network settings of {self.architecture}")
         _check_labels(self.labels)
@@ -127,8 +176,7 @@ class Config:
         _whole("n_mels", self.n_mels, CELL_BANDS, 512)
         if self.n_mels % CELL_BANDS:
             raise ValueError(f"n_mels must be a multiple of {CELL_BANDS}, not {self.n_mels}")
-        if self.window not in WINDOWS:
-            raise ValueError(f"window must be one of {', '.join(WINDOWS)}, not {self.window!r:.80}")
+        _one_of("window", self.window, WINDOWS)
         _number("dropout", self.dropout, 0.0, 0.95)
         _number("temperature", self.temperature, 0.01, 100.0)
         _number("segment_temperature", self.segment_temperature, 0.01, 100.0)
@@ -163,8 +211,7 @@ class Config:
         """
         try:
             architecture = raw.get("architecture", cls.architecture)
-            if not isinstance(architecture, str) or architecture not in SETTINGS:
-                raise ValueError(f"there is no architecture {architecture!r:.80}")
+            _one_of("architecture", architecture, tuple(SETTINGS))
             network = raw.get("network", {})
             if not isinstance(network, dict):
                 raise ValueError(f"network must be a table of settings, not {network!r:.80}")

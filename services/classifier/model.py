@@ -14,9 +14,20 @@ from torch import Tensor, nn
 from common.checkpoint import Checkpoint, restore
 from common.errors import WeightsInvalid
 from common.features import LogMel
-from services.classifier.config import Config, HybridSettings
+from services.classifier.config import (
+    Config,
+    HybridSettings,
+    ResNetSettings,
+    StrideCnnSettings,
+    VggSlatSettings,
+)
 from services.classifier.networks.hybrid import Hybrid
+from services.classifier.networks.resnet import ResNet
 from services.classifier.networks.scores import Scores
+from services.classifier.networks.stride_cnn import StrideCnn
+from services.classifier.networks.vgg_slat import VggSlat
+
+Network = Hybrid | ResNet | VggSlat | StrideCnn
 
 WINDOW_OF = {
     "hann": torch.hann_window,
@@ -36,12 +47,17 @@ def front_end(config: Config) -> LogMel:
     return front
 
 
-def network_of(config: Config) -> nn.Module:
+def network_of(config: Config) -> Network:
     """Return the network that a config names, fresh."""
-    settings = config.network
-    if isinstance(settings, HybridSettings):
-        return Hybrid(config, settings)
-    raise TypeError(f"there is no network for {type(settings).__name__}")
+    match config.network:
+        case HybridSettings() as settings:
+            return Hybrid(config, settings)
+        case ResNetSettings() as settings:
+            return ResNet(config, settings)
+        case VggSlatSettings() as settings:
+            return VggSlat(config, settings)
+        case StrideCnnSettings() as settings:
+            return StrideCnn(config, settings)
 
 
 class Classifier(nn.Module):
@@ -70,7 +86,12 @@ class Classifier(nn.Module):
             logmel: (B, F, T) from ``features``, T a multiple of 8.
             mask: (B, f, t) probability of foreground per cell, or None for all ones.
         """
-        return self.network(self.bands(logmel)[:, None], mask)
+        scores: Scores = self.network(self.network_input(logmel), mask)
+        return scores
+
+    def network_input(self, logmel: Tensor) -> Tensor:
+        """Return what the network sees, (B, 1, F, T): each band with mean 0 and deviation 1."""
+        return self.bands(logmel)[:, None]
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return calibrated probabilities (B, K) of the logits of clips, (B, K)."""
@@ -103,12 +124,27 @@ def restored(checkpoint: Checkpoint) -> Classifier:
     """Return the classifier of a weights file, on the CPU, in eval mode.
 
     Raises:
-        WeightsInvalid: its config is refused, or the tensors do not fit the config.
+        WeightsInvalid: its config is refused, the tensors do not fit the config, or hold a value
+            that is no finite number.
     """
     config = Config.from_dict(checkpoint.config)
     try:
         model = build(config)
     except ValueError as error:
         raise WeightsInvalid(f"the classifier's config does not fit: {error}") from error
+    _check_fit(model.state_dict(), checkpoint.tensors)
     restore(model, checkpoint)
     return model.eval()
+
+
+def _check_fit(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Raises WeightsInvalid: another name or shape, or a value that is no finite number."""
+    for name in sorted(wanted.keys() ^ given.keys()):
+        lacks = "are missing" if name in wanted else "have no place"
+        raise WeightsInvalid(f"the weights do not fit the config: those of {name:.80} {lacks}")
+    for name, tensor in given.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
+            raise WeightsInvalid(f"the weights do not fit the config: {name} is {shapes}")
+        if not bool(tensor.isfinite().all()):
+            raise WeightsInvalid(f"the weights of {name} are not all finite numbers")
