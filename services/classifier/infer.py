@@ -73,11 +73,12 @@ class LoadedClassifier:
 class Heard:
     """Scores of a recording: ``segments`` (K, T) logits, ``tags`` (K,) in [0, 1].
 
-    A tag is as probable as in the window where it is most so.
+    A tag is as probable as in the window where it is most so; ``windows`` (W, K) are all of them.
     """
 
     segments: np.ndarray[Any, np.dtype[np.float16]]
     tags: Array
+    windows: np.ndarray[Any, np.dtype[np.float16]]
     facts: AudioFacts
     batch_size: int
 
@@ -124,6 +125,7 @@ class Listener:
         self._n_waiting = 0  # windows cut and not taken back
         self._batch_size = 1
         self._tags = np.zeros(len(loaded.config.labels), np.float32)
+        self._windows: list[np.ndarray[Any, np.dtype[np.float16]]] = []
         self._fader, self._vector_fader = CrossFader(), CrossFader()
         self._parts: list[np.ndarray[Any, np.dtype[np.float16]]] = []
         self._writer: VectorWriter | None = None
@@ -150,6 +152,7 @@ class Listener:
             return
         self._batch_size = max(self._batch_size, scores.batch_size)
         self._tags = np.maximum(self._tags, scores.tags)
+        self._windows.append(scores.tags.astype(np.float16))
         try:
             with self.item.phases.phase("infer"):
                 self._keep(self._fader.add(window.start, scores.segments))
@@ -174,7 +177,8 @@ class Listener:
             silence = np.full((len(self._tags), 1), SILENT_LOGIT, np.float16)
             self._parts.append(silence)
         segments = np.concatenate(self._parts, axis=1)
-        return Heard(segments, self._tags, self._facts, self._batch_size)
+        windows = np.asarray(self._windows, np.float16).reshape(-1, len(self._tags))
+        return Heard(segments, self._tags, windows, self._facts, self._batch_size)
 
     def _cut(self) -> Iterator[Window]:
         config, limits = self.loaded.config, AudioLimits.from_settings(get_settings())
@@ -315,6 +319,10 @@ def _output(listener: Listener) -> StageOutput:
     files = {ArtifactKind.EVENTS: OutputFile(path, "application/json")}
     if listener.vectors_path is not None:
         files[ArtifactKind.VECTORS] = OutputFile(listener.vectors_path, "application/zip")
+    if params.explain:
+        from services.classifier.explain.stage import explain  # brings what few jobs need
+
+        files[ArtifactKind.EXPLANATION] = explain(loaded, item, params, heard)
     return StageOutput(files, summary(found), heard.facts, heard.batch_size)
 
 
