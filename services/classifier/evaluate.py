@@ -1,237 +1,305 @@
-"""Judging: ``python -m services.classifier.evaluate --data DIR --json OUT``.
+"""Judging: ``python -m services.classifier.evaluate --data DIR --layout LAYOUT --json OUT``.
 
-On clips of the test split: accuracy, top-3, macro-F1 and calibration error, beside a forest on
-cepstral statistics grown on the same training split. On soundscapes made of test clips: events.
-On one core: the real-time factor of a whole ``process``, decoding included.
+A weights file on any data set: measures of whole clips, and on request of band-limited copies, of
+events in soundscapes, and the speed of a whole ``process``. Or, with ``--protocol``, a network
+trained and tested fold by fold, beside its peers.
 """
 
 from __future__ import annotations
 
-import json
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-import soundfile
-import soxr
 import torch
 import typer
 
-from common.datasets import Clip, ClipBank, exclude_leaks, load_clips, split_of
-from common.domain import ArtifactKind
-from common.features import LogMel
-from common.masks import MASK_BANDS, MASK_F_MAX_HZ, MASK_HOP_S, MaskWriter
-from common.params import ClassifyParams
-from common.soundscapes import Soundscape, evaluation_soundscapes
-from common.stage_io import StageInput
-from services.classifier.config import DEFAULT_WEIGHTS
-from services.classifier.infer import LoadedClassifier, events_in, listen, load, process
-from services.classifier.peers import forest_confidence
-from services.classifier.scoring import (
-    ClipScores,
-    Counts,
-    match_events,
-    match_seconds,
-    score_clips,
-    truth_of,
+from common.datasets import Clip, ClipBank, labels_of, load_layout
+from services.classifier.benchmark import (
+    Benchmark,
+    clips_in_hand,
+    keep,
+    network_predictions,
+    peer_predictions,
+    report,
 )
+from services.classifier.config import DEFAULT_WEIGHTS
+from services.classifier.infer import LoadedClassifier, load
+from services.classifier.judging import (
+    TAG_THRESHOLD,
+    Known,
+    Scores,
+    band_limited,
+    classes_by_set,
+    draw,
+    hear,
+    held_out,
+    in_folds,
+    known_only,
+    score_by_set,
+)
+from services.classifier.peers import PEER_NAMES, Peer
+from services.classifier.protocols import PROTOCOLS, RANDOM_SPLIT, Protocol, at_random
+from services.classifier.provenance import seen_in_training, trained_on
+from services.classifier.recipe import RECIPES, read_plan
+from services.classifier.reports import (
+    classes_table,
+    clips_table,
+    percent,
+    tags_table,
+    write_json,
+)
+from services.classifier.scenes import score_scenes, soundscapes_of
+from services.classifier.selection import folds_in, plain_errors
+from services.classifier.speed import measure_speed
+from services.classifier.trials import Machine
 
-Array = np.ndarray[Any, Any]
-
-BAND_LIMIT_RATE_HZ = 8_000
-SCENE_SEED = 2026
-MASK_N_FFT = 2048
-RTF_ROUNDS = 15
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Processor time of ``process`` on one core: median, and divided by the audio's length."""
-
-    what: str
-    seconds: float
-    rtf: float
-
-
-@dataclass(frozen=True)
-class SceneScores:
-    """F1 of events (200 ms collar) and of seconds, over all soundscapes; higher is better."""
-
-    n: int
-    event_f1: float
-    second_f1: float
-
-
-@torch.inference_mode()
-def confidence_of(
-    loaded: LoadedClassifier,
-    bank: ClipBank,
-    clips: Sequence[Clip],
-    change: Callable[[Array], Array] = lambda waveform: waveform,
-) -> Array:
-    """Return (N, K) calibrated confidences of whole clips, each changed first, without a mask."""
-    rows = []
-    for clip in clips:
-        waveform = torch.from_numpy(change(bank.waveform(clip)))[None].to(loaded.device)
-        logits = loaded.model(loaded.model.features(waveform)).clip
-        rows.append(loaded.model.probabilities(logits)[0].cpu().numpy())
-    return np.stack(rows)
-
-
-def band_limited(rate_hz: int) -> Callable[[Array], Array]:
-    """Return a function that takes everything above 4 kHz out of a waveform."""
-
-    def change(waveform: Array) -> Array:
-        narrow = soxr.resample(waveform, rate_hz, BAND_LIMIT_RATE_HZ)
-        wide = soxr.resample(narrow, BAND_LIMIT_RATE_HZ, rate_hz)[: len(waveform)]
-        result: Array = wide if len(wide) else waveform
-        return result
-
-    return change
-
-
-def score_by_set(
-    confidence: Array, clips: Sequence[Clip], labels: Sequence[str]
-) -> dict[str, ClipScores]:
-    """Return the scores of each data set and, as "all", of the clips together."""
-    truth = np.array([labels.index(clip.label) for clip in clips])
-    sets = np.array([clip.dataset for clip in clips])
-    scores = {
-        name: score_clips(confidence[sets == name], truth[sets == name], labels)
-        for name in sorted(set(sets.tolist()))
-    }
-    return scores | {"all": score_clips(confidence, truth, labels)}
-
-
-def oracle_mask(scene: Soundscape) -> Array:
-    """Return the true foreground mask of a soundscape on the mask's grid, (128, T) in [0, 1]."""
-    hop = round(MASK_HOP_S * scene.sample_rate)
-    front_end = LogMel(scene.sample_rate, MASK_N_FFT, hop, MASK_BANDS, f_max=MASK_F_MAX_HZ)
-
-    def power(waveform: Array) -> Array:
-        result: Array = front_end.power(torch.from_numpy(waveform)[None])[0].numpy()
-        return result
-
-    front = power(scene.mixture - scene.background)
-    ratio: Array = np.sqrt(front / (front + power(scene.background) + 1e-9))
-    return ratio
-
-
-def score_scenes(
-    loaded: LoadedClassifier, scenes: Sequence[Soundscape], threshold: float, masked: bool
-) -> SceneScores:
-    """Return the scores of soundscapes heard with the true mask, or with none."""
-    events, seconds = Counts(), Counts()
-    with tempfile.TemporaryDirectory() as folder:
-        audio, mask = Path(folder) / "scene.wav", Path(folder) / "mask.npz"
-        for scene in scenes:
-            soundfile.write(audio, scene.mixture, scene.sample_rate, subtype="FLOAT")
-            with MaskWriter(mask) as writer:
-                writer.append(oracle_mask(scene).astype(np.float32))
-            item = StageInput("scene", audio, ClassifyParams(), {}, Path(folder))
-            heard = listen(loaded, item, mask if masked else None)
-            found, truth = events_in(heard, loaded.config, [], threshold), truth_of(scene)
-            events += match_events(found, truth)
-            seconds += match_seconds(found, truth, heard.facts.duration_s)
-    return SceneScores(len(scenes), events.f1, seconds.f1)
-
-
-def time_process(
-    loaded: LoadedClassifier, what: str, waveform: Array, rate_hz: int, suffix: str, rounds: int
-) -> Speed:
-    """Return how long ``process`` takes for samples (n,) or (n, C), mask and encoding included."""
-    duration_s = len(waveform) / rate_hz
-    with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        audio, mask = scratch / f"in{suffix}", scratch / "mask.npz"
-        soundfile.write(audio, waveform, rate_hz)
-        noise = np.random.default_rng(0).random((MASK_BANDS, round(duration_s / MASK_HOP_S) + 1))
-        with MaskWriter(mask) as writer:
-            writer.append(noise.astype(np.float32))
-        times_s = []
-        for _ in range(rounds):
-            upstream = {ArtifactKind.MASK: mask}
-            item = StageInput("timing", audio, ClassifyParams(), upstream, scratch)
-            started_s = time.process_time()
-            process(loaded, item)
-            times_s.append(time.process_time() - started_s)
-    seconds = float(np.median(times_s))
-    return Speed(what, seconds, seconds / duration_s)
-
-
-def measure_speed(loaded: LoadedClassifier, bank: ClipBank, clips: Sequence[Clip]) -> list[Speed]:
-    """Return the speed for a short mono clip and for ten minutes of stereo."""
-    minute = np.concatenate([bank.waveform(clip) for clip in clips[:12]])
-    short = soxr.resample(minute[: 5 * bank.sample_rate], bank.sample_rate, 44_100)
-    stereo = soxr.resample(np.resize(minute, 600 * bank.sample_rate), bank.sample_rate, 48_000)
-    both = np.stack([stereo, stereo[::-1]], axis=1)
-    return [
-        time_process(loaded, "5 s, mono, 44.1 kHz, Ogg Vorbis", short, 44_100, ".ogg", RTF_ROUNDS),
-        time_process(loaded, "5 s, mono, 44.1 kHz, WAV", short, 44_100, ".wav", RTF_ROUNDS),
-        time_process(loaded, "10 min, stereo, 48 kHz, FLAC", both, 48_000, ".flac", 3),
-    ]
-
-
-def table(scores: dict[str, dict[str, ClipScores]]) -> str:
-    """Return the scores as a Markdown table, one row per method and data set."""
-    rows = ["| method | clips | n | accuracy | top-3 | macro-F1 | ECE |", "|---" * 7 + "|"]
-    for method, by_set in scores.items():
-        for name, s in by_set.items():
-            percent = [f"{100 * v:.1f}" for v in (s.accuracy, s.top3, s.macro_f1, s.ece)]
-            rows.append(f"| {method} | {name} | {s.n} | {' | '.join(percent)} |")
-    return "\n".join(rows)
+_of_weights = partial(typer.Option, rich_help_panel="Judging a weights file")
+_of_protocol = partial(typer.Option, rich_help_panel="Training and testing by a protocol")
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder of the data sets")],
-    json_path: Annotated[Path, typer.Option("--json", help="where the report goes")],
-    weights: Annotated[Path, typer.Option(help="weights file")] = DEFAULT_WEIGHTS,
-    scenes: Annotated[int, typer.Option(help="soundscapes to judge events on")] = 100,
+    data: Annotated[Path, typer.Option(help="folder of the data set; of all, for a protocol")],
+    json_path: Annotated[Path | None, typer.Option("--json", help="where the report goes")] = None,
+    folds: Annotated[str, typer.Option(help="folds that are tested, as 1,2; else all")] = "",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of a process")] = 1,
     cache: Annotated[Path, typer.Option(help="decoded clips")] = Path("runs/cache"),
-) -> None:
-    """Judge the classifier on the test split, print tables and write a JSON report."""
-    torch.set_num_threads(1)
-    loaded = load("cpu", weights)
-    labels = loaded.config.labels
-    clips = exclude_leaks(load_clips(data))
-    bank = ClipBank.open(clips, cache, loaded.config.sample_rate)
-    train = [clip for clip in clips if split_of(clip) == "train"]
-    test = [clip for clip in clips if split_of(clip) == "test"]
-    narrow = confidence_of(loaded, bank, test, band_limited(bank.sample_rate))
-    scores = {
-        "hybrid": score_by_set(confidence_of(loaded, bank, test), test, labels),
-        "hybrid, nothing above 4 kHz": score_by_set(narrow, test, labels),
-        "MFCC + random forest": score_by_set(
-            forest_confidence(bank, train, test, loaded.config), test, labels
+    weights: Annotated[Path, _of_weights(help="weights file")] = DEFAULT_WEIGHTS,
+    layout: Annotated[
+        str,
+        _of_weights(
+            help="esc50, esc10, us8k, fsd50k, folders, csv or digits; else the held-out split of "
+            "ESC-10, UrbanSound8K and digits in DATA"
         ),
-    }
-    report: dict[str, Any] = {
-        "digest": loaded.digest,
-        "temperature": loaded.config.temperature,
-        "clips": {
-            method: {name: asdict(s) for name, s in by_set.items()}
-            for method, by_set in scores.items()
+    ] = "",
+    picture: Annotated[
+        Path | None, _of_weights(help="where confusion and reliability go as PNG")
+    ] = None,
+    skip_unknown: Annotated[
+        bool, _of_weights(help="leave out labels the weights do not know")
+    ] = False,
+    skip_corrupt: Annotated[
+        bool, _of_weights(help="leave out clips that cannot be decoded")
+    ] = False,
+    threshold: Annotated[
+        float, _of_weights(min=0.0, max=1.0, help="confidence that counts, of several labels")
+    ] = TAG_THRESHOLD,
+    narrow: Annotated[
+        bool, _of_weights("--band-limited", help="also copies with nothing above 4 kHz")
+    ] = False,
+    scenes: Annotated[int, _of_weights(min=0, help="also events in so many soundscapes")] = 0,
+    speed: Annotated[bool, _of_weights(help="also the time of a whole process")] = False,
+    protocol: Annotated[str, _of_protocol(help=f"{', '.join(PROTOCOLS)} or {RANDOM_SPLIT}")] = "",
+    of: Annotated[str, _of_protocol(help="whose folds the random split draws")] = "us8k-lofo",
+    architecture: Annotated[str, _of_protocol(help="follow its recipe")] = "hybrid",
+    config: Annotated[
+        Path | None, _of_protocol(help="follow this recipe; the file's name is the method's")
+    ] = None,
+    network: Annotated[bool, _of_protocol(help="the network, not only its peers")] = True,
+    peers: Annotated[
+        str, _of_protocol(help=f"also on the same folds: {','.join(PEER_NAMES)}")
+    ] = "",
+    only_own: Annotated[
+        bool, _of_protocol(help="train on the data set's own other folds alone")
+    ] = False,
+    seeds: Annotated[int, _of_protocol(min=1, help="how many, from 0 on")] = 3,
+    jobs: Annotated[int, _of_protocol(min=1, help="trainings side by side")] = 1,
+    out: Annotated[Path, _of_protocol(help="where trainings and tables go")] = Path(
+        "runs/protocols"
+    ),
+) -> None:
+    """Judge a weights file on a data set, or a network by a protocol. Prints tables.
+
+    Raises:
+        typer.BadParameter: an option names what there is not.
+        typer.Exit: the data, a recipe or the weights are at fault; it was told what.
+    """
+    torch.set_num_threads(threads)
+    with plain_errors():
+        chosen = folds_in(folds)
+        if protocol:
+            benchmark = Benchmark(_protocol(protocol, of, chosen), only_own, range(seeds), out)
+            recipe = (config or RECIPES / f"{architecture}.toml") if network else None
+            machine = Machine(cache, device, threads, jobs)
+            made = _run(benchmark, data, recipe, _peers(peers), machine)
+        else:
+            asked = Asked(skip_unknown, skip_corrupt, threshold, narrow, scenes, speed, picture)
+            made = _judge(load(device, weights), weights, data, layout, chosen, cache, asked)
+    if json_path is not None:
+        write_json(json_path, made)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a weights file is judged, beyond the measures of whole clips."""
+
+    skip_unknown: bool
+    skip_corrupt: bool
+    threshold: float
+    band_limited: bool
+    scenes: int
+    speed: bool
+    picture: Path | None
+
+
+def _judge(
+    loaded: LoadedClassifier,
+    weights: Path,
+    data: Path,
+    layout: str,
+    folds: Sequence[int],
+    cache: Path,
+    asked: Asked,
+) -> dict[str, Any]:
+    config = loaded.config
+    data_set = load_layout(data, layout) if layout else held_out(data)
+    fit = known_only(data_set, config.labels, asked.skip_unknown)
+    chosen = in_folds(fit.clips, folds)
+    bank = ClipBank.open(
+        chosen, cache, config.sample_rate, skip_corrupt=asked.skip_corrupt, progress=True
+    )
+    clips = bank.clips
+    learnt_on = trained_on(weights)
+    seen = seen_in_training(clips, learnt_on)
+    _warn(clips, fit, seen, learnt_on)
+    for skipped in bank.skipped:
+        typer.echo(f"Skipped {skipped.clip.path}: {skipped.reason}", err=True)
+    classes = classes_by_set(fit.clips, config.labels)
+    heard = hear(loaded, bank, clips)
+    by_method = {config.architecture: score_by_set(heard, clips, classes, asked.threshold)}
+    if asked.band_limited:
+        narrow = hear(loaded, bank, clips, band_limited(bank.sample_rate))
+        name = f"{config.architecture}, nothing above 4 kHz"
+        by_method[name] = score_by_set(narrow, clips, classes, asked.threshold)
+    made: dict[str, Any] = {
+        "weights": {
+            "file": weights.name,
+            "digest": loaded.digest,
+            "architecture": config.architecture,
+            "labels": list(config.labels),
+            "temperature": config.temperature,
+            "trained_on": {name: list(of) for name, of in learnt_on.items()},
         },
+        "data": {"layout": layout or "held-out split", "folds": list(folds), "clips": len(clips)},
+        "seen_in_training": len(seen),
+        "left_out": fit.left_out,
+        "corrupt": [skipped.clip.path.name for skipped in bank.skipped],
+        "scores": {name: asdict(scores) for name, scores in by_method.items()},
+        "throughput": asdict(heard.throughput),
     }
-    typer.echo(table(scores))
-    for s in scores["hybrid"]["all"].classes:
-        typer.echo(
-            f"{s.label:18s} n {s.n:4d}  P {s.precision:.2f}  R {s.recall:.2f}  F1 {s.f1:.2f}"
-        )
-    everything = list(evaluation_soundscapes(bank, scenes, SCENE_SEED))
-    report["scenes"] = {}
+    _show(by_method)
+    typer.echo(
+        f"{heard.throughput.audio_s:.0f} s of audio, decoded before, in "
+        f"{heard.throughput.processor_s:.1f} s of processor time: "
+        f"real-time factor {heard.throughput.rtf:.5f}"
+    )
+    if asked.picture is not None:
+        title = f"{config.architecture} on {layout or 'the held-out split'}"
+        among = sorted({k for numbers in classes.values() for k in numbers})
+        draw(asked.picture, title, heard, by_method[config.architecture], among)
+    if asked.scenes:
+        made["scenes"] = _judge_scenes(loaded, bank, clips, asked.scenes)
+    if asked.speed:
+        made["speed"] = [asdict(one) for one in measure_speed(loaded, bank, clips)]
+        for one in made["speed"]:
+            typer.echo(f"{one['what']}: {1000 * one['seconds']:.1f} ms, RTF {one['rtf']:.5f}")
+    return made
+
+
+def _judge_scenes(
+    loaded: LoadedClassifier, bank: ClipBank, clips: Sequence[Clip], n: int
+) -> dict[str, Any]:
+    everything = list(soundscapes_of(bank, clips, n))
+    made = {}
     for name, masked in (("no mask", False), ("oracle mask", True)):
-        scene_scores = score_scenes(loaded, everything, ClassifyParams().threshold, masked)
-        report["scenes"][name] = asdict(scene_scores)
-        typer.echo(f"soundscapes, {name}: {scene_scores}")
-    report["speed"] = [asdict(s) for s in measure_speed(loaded, bank, test)]
-    for speed in report["speed"]:
-        typer.echo(f"{speed['what']}: {1000 * speed['seconds']:.1f} ms, RTF {speed['rtf']:.5f}")
-    json_path.write_text(json.dumps(report, indent=1) + "\n")
+        scores = score_scenes(loaded, everything, masked)
+        made[name] = asdict(scores)
+        typer.echo(
+            f"{scores.n} soundscapes, {name}: F1 of events {percent(scores.event_f1)} %, "
+            f"of seconds {percent(scores.second_f1)} %"
+        )
+    return made
+
+
+def _show(by_method: Mapping[str, Scores]) -> None:
+    of_clips = {(m, name): s for m, scores in by_method.items() for name, s in scores.clips.items()}
+    of_tags = {(m, name): s for m, scores in by_method.items() for name, s in scores.tags.items()}
+    if of_clips:
+        typer.echo(clips_table(of_clips) + "\n")
+    if of_tags:
+        typer.echo(tags_table(of_tags) + "\n")
+    first = next(iter(by_method.values()))
+    for name, classes in {
+        **{name: s.classes for name, s in first.clips.items()},
+        **{name: s.classes for name, s in first.tags.items()},
+    }.items():
+        typer.echo(f"{name}\n\n{classes_table(classes)}\n")
+
+
+def _warn(
+    clips: Sequence[Clip],
+    fit: Known,
+    seen: Sequence[Clip],
+    learnt_on: Mapping[str, Sequence[int]],
+) -> None:
+    if seen:
+        where = "; ".join(f"{name} folds {_listed(of)}" for name, of in learnt_on.items())
+        typer.secho(
+            f"SEEN IN TRAINING: {len(seen)} of these {len(clips)} clips. The weights were trained "
+            f"on {where}; what follows says nothing about other recordings.",
+            fg=typer.colors.RED,
+            bold=True,
+            err=True,
+        )
+    elif not learnt_on:
+        typer.echo("The weights do not say what they were trained on.", err=True)
+    if fit.left_out:
+        names = ", ".join(f"{label} ({n})" for label, n in fit.left_out.items())
+        typer.echo(f"Left out, unknown to the weights: {names}", err=True)
+    absent = sorted(set(labels_of(fit.clips)) - set(labels_of(clips)))
+    if absent:
+        typer.echo(f"No clip in these folds: {', '.join(absent)}", err=True)
+
+
+def _run(
+    benchmark: Benchmark, data: Path, recipe: Path | None, peers: Sequence[Peer], machine: Machine
+) -> dict[str, Any]:
+    """Do what a protocol asks for, method by method, and return the report on all."""
+    clips = clips_in_hand(benchmark, data)
+    if recipe is not None:
+        plan = read_plan(recipe)
+        config = replace(plan.config, labels=labels_of(clips))
+        made = network_predictions(benchmark, recipe.stem, clips, config, plan.recipe, machine)
+        keep(benchmark, recipe.stem, recipe.stem, clips, made)
+    for peer in peers:
+        made = peer_predictions(benchmark, peer, clips, machine.cache)
+        keep(benchmark, PEER_NAMES[peer], peer, clips, made)
+    written = report(benchmark)
+    typer.echo(written.text)
+    return written.raw
+
+
+def _protocol(name: str, of: str, folds: tuple[int, ...]) -> Protocol:
+    for given in (of, name) if name == RANDOM_SPLIT else (name,):
+        if given not in (*PROTOCOLS, RANDOM_SPLIT) or given == of == RANDOM_SPLIT:
+            raise typer.BadParameter(f"there is no protocol {given!r}: {', '.join(PROTOCOLS)}")
+    official = PROTOCOLS[of if name == RANDOM_SPLIT else name].over(folds)
+    return at_random(official) if name == RANDOM_SPLIT else official
+
+
+def _peers(text: str) -> list[Peer]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in PEER_NAMES]
+    if unknown:
+        raise typer.BadParameter(f"there is no peer {unknown[0]!r}: {', '.join(PEER_NAMES)}")
+    return [peer for peer in PEER_NAMES if peer in names]
+
+
+def _listed(folds: Sequence[int]) -> str:
+    return ", ".join(map(str, folds))
 
 
 if __name__ == "__main__":

@@ -118,13 +118,3 @@ _FITS: dict[Peer, Callable[[Array, Array, Sequence[Clip], int], _Predict]] = {
     "forest": _forest,
     "svm": _svm,
 }
-
-
-def forest_confidence(
-    bank: ClipBank, train: Sequence[Clip], test: Sequence[Clip], config: Config, seed: int = 0
-) -> Array:
-    """Return (N, K) confidences for ``test`` of a forest grown on ``train``."""
-    cepstra = CepstralBank(bank, [*train, *test], config)
-    logits = peer_logits("forest", cepstra, train, test, config.labels, seed)
-    confidence: Array = np.exp(logits)
-    return confidence
