@@ -7,7 +7,18 @@ from __future__ import annotations
 
 import typer
 
-from client.commands import backup, doctor, jobs, keys, metrics, process, results, stack, submit
+from client.commands import (
+    backup,
+    doctor,
+    jobs,
+    keys,
+    metrics,
+    process,
+    results,
+    search,
+    stack,
+    submit,
+)
 
 app = typer.Typer(
     name="soundmill",
@@ -23,7 +34,9 @@ for command in (
     jobs.status,
     jobs.watch,
     results.results,
-    results.query,
+    search.query,
+    search.similar,
+    search.text,
     metrics.metrics,
     jobs.retry,
     jobs.pause,

@@ -20,10 +20,12 @@ from __future__ import annotations
 from client.api.asynchronous import AsyncGateway
 from client.api.metrics import JobMetrics, StageMetrics
 from client.api.records import (
+    Alike,
     Artifact,
     Delivery,
     Estimate,
     Found,
+    Guess,
     Hit,
     Job,
     JobError,
@@ -34,20 +36,24 @@ from client.api.records import (
     Rejection,
     Retried,
     Run,
+    Similar,
     Source,
     Tested,
+    Understood,
     Upload,
     Webhook,
 )
 from client.api.sync import Gateway
 
 __all__ = [
+    "Alike",
     "Artifact",
     "AsyncGateway",
     "Delivery",
     "Estimate",
     "Found",
     "Gateway",
+    "Guess",
     "Hit",
     "Job",
     "JobError",
@@ -59,9 +65,11 @@ __all__ = [
     "Rejection",
     "Retried",
     "Run",
+    "Similar",
     "Source",
     "StageMetrics",
     "Tested",
+    "Understood",
     "Upload",
     "Webhook",
 ]

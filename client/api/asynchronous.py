@@ -212,6 +212,8 @@ class AsyncGateway(Connection):
     download = Method(result_calls.download, save)
     export = Method(result_calls.export, blocks)
     search = one(result_calls.search)
+    similar = one(result_calls.similar)
+    text = one(result_calls.text)
     events = Method(result_calls.events, follow)
 
     create_webhook = one(webhook_calls.create_webhook)

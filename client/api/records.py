@@ -252,12 +252,61 @@ class Hit(Record):
     events: list[HeardEvent] = []
 
 
+class Guess(Record):
+    """A label that a text may mean, and how sure that is, from 0 to 1."""
+
+    label: str
+    confidence: float
+
+
+class Understood(Record):
+    """How a text is understood: see ``services.gateway.texts`` and docs/search.md."""
+
+    labels: list[str]
+    guesses: list[Guess] = []
+    unsure: list[Guess] = []
+    excluded: list[str] = []
+    others: list[str] = []
+    unknown: list[str] = []
+    intent: str | None = None
+    abstained: str | None = None
+    detail: str | None = None
+    known: list[str] = []
+
+
 class Found(Record):
     """What a search found: the labels a text was taken for, words that said nothing, hits."""
 
     labels: list[str]
+    guesses: list[Guess] = []
+    excluded: list[str] = []
     unknown: list[str] = []
     hits: list[Hit]
+    next_cursor: str | None = None
+
+
+class Alike(Record):
+    """A stretch that sounds like an example. Times in seconds; similarity from -1 to 1."""
+
+    job_id: str
+    recording_id: str
+    position: int
+    name: str
+    onset_s: float
+    offset_s: float
+    similarity: float
+    custom_id: str | None = None
+    label: str | None = None
+
+
+class Similar(Record):
+    """The stretches most alike among the recordings that one request looked at, best first."""
+
+    hits: list[Alike]
+    looked_at: int = 0
+    without_vectors: int = 0
+    other_weights: int = 0
+    unreadable: int = 0
     next_cursor: str | None = None
 
 

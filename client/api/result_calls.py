@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from client.api.call import Call, Download, Export, Stream, given
-from client.api.records import Found
+from client.api.records import Found, Similar, Understood
 
 
 def download(recording_id: str, what: str, path: Path) -> Download:
@@ -37,6 +37,35 @@ def search(job_id: str, text: str, *, cursor: str | None = None) -> Call[Found]:
     """
     params = {"text": text, **given(cursor=cursor)}
     return Call("GET", f"/v1/jobs/{job_id}/search", Found.model_validate, params)
+
+
+def text(text: str) -> Call[Understood]:
+    """Return how a text is understood: which labels it names, and what it was not taken for."""
+    return Call("GET", "/v1/text", Understood.model_validate, {"text": text})
+
+
+def similar(
+    recording_id: str,
+    onset_s: float,
+    offset_s: float,
+    *,
+    everywhere: bool = False,
+    job_id: str | None = None,
+    limit: int | None = None,
+    cursor: str | None = None,
+) -> Call[Similar]:
+    """Return what sounds like a stretch of a recording: in its job, in ``job_id``, or everywhere.
+
+    Each page is the best of the recordings that its request looked at: merge pages by similarity.
+    """
+    params = {
+        "onset_s": onset_s,
+        "offset_s": offset_s,
+        "within": "archive" if everywhere else "job",
+        **given(job_id=job_id, limit=limit, cursor=cursor),
+    }
+    path = f"/v1/recordings/{recording_id}/similar"
+    return Call("GET", path, Similar.model_validate, params)
 
 
 def events(job_id: str, after: int | None = None) -> Stream:

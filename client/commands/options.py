@@ -55,7 +55,9 @@ StageOption = Annotated[
 ]
 RemoveOption = Annotated[
     list[str] | None,
-    typer.Option("--remove", help="Label that the restorer takes out. May be repeated."),
+    typer.Option(
+        "--remove", help="What the restorer takes out: a label, or words. May be repeated."
+    ),
 ]
 ParamsOption = Annotated[Path | None, typer.Option(help="JSON file with parameters per stage.")]
 PriorityOption = Annotated[Priority, typer.Option()]

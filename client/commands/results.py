@@ -1,4 +1,4 @@
-"""``results`` and ``query``: what came out of a job."""
+"""``results``: what came out of a job."""
 
 from __future__ import annotations
 
@@ -27,8 +27,6 @@ from client.home import Home
 from client.place import Place, find_job, started
 from client.process import collect
 from common.domain import ArtifactKind
-
-SHOWN = 5  # events of a recording
 
 
 def results(
@@ -92,36 +90,3 @@ def export(
         say_json({"job": job.id, "file": str(path.absolute()), "size_bytes": size_bytes})
     else:
         say(f"{path} ({size_bytes} bytes)")
-
-
-def query(
-    job: JobArgument,
-    text: Annotated[str, typer.Argument(help="What to look for: `dogs barking`.")],
-    home: HomeOption = DEFAULT_HOME,
-    url: UrlOption = "",
-    key: KeyOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many recordings.")] = 100,
-    as_json: JsonOption = False,
-) -> None:
-    """Name the recordings of a job in which something sounds, asked for in words."""
-    with told_plainly(as_json), Place(Home.at(home), url, key).gateway() as gateway:
-        found = find_job(gateway, job)
-        page = gateway.search(found.id, text)
-        hits = list(page.hits)
-        while page.next_cursor is not None and len(hits) < limit:
-            page = gateway.search(found.id, text, cursor=page.next_cursor)
-            hits.extend(page.hits)
-        hits = hits[:limit]
-        if as_json:
-            content = [hit.model_dump(mode="json") for hit in hits]
-            say_json({"job": found.id, "labels": page.labels, "hits": content})
-            return
-        say(f"{text!r} is taken for: {', '.join(page.labels)}")
-        for hit in hits:
-            times = ", ".join(
-                f"{event.label} {event.onset_s:.1f} s" for event in hit.events[:SHOWN]
-            )
-            more = f" and {len(hit.events) - SHOWN} more" if len(hit.events) > SHOWN else ""
-            say(f"{hit.recording_id}  {hit.name}: {times}{more}")
-        if not hits:
-            say("No recording has it.")

@@ -25,6 +25,7 @@ AFTER = 0.5  # an unknown word after a label
 AFTER_VERB = 0.85  # the same, if it looks like what the thing does
 BEFORE = 0.85  # an unknown word before it
 OTHER_BESIDE = 0.5  # another thing beside it
+NEAR = 8  # items on either side that are looked at
 
 ALL = frozenset({"all", "any", "anything", "each", "every", "everything", "whole"})
 EXCEPT = frozenset({"aside", "apart", "besides", "beside", "except", "excluding", "other"})
@@ -234,31 +235,36 @@ class _Said:
 
 def _support(items: list[Item], position: int) -> float:
     """Return how much the words around a label leave of it, in (0, 1]."""
+    return _support_after(items, position) * _support_before(items, position)
+
+
+def _support_after(items: list[Item], position: int) -> float:
     support = 1.0
     after = position + 1
-    while after < len(items) and items[after].kind is not Kind.BORDER:
+    stop = min(len(items), after + NEAR)
+    while after < stop and items[after].kind is not Kind.BORDER:
         support *= _weight_after(items[after])
         if _is_verb(items[after]):
-            return support * _support_before(items, position)
+            return support
         after += 1
-    if after < len(items) and items[after].text in JOINS:
+    if after < stop and items[after].text in JOINS:
         after += 1
-        while after < len(items) and items[after].text in SKIPPED:
+        while after < stop and items[after].text in SKIPPED:
             after += 1
-        if after < len(items):
+        if after < stop:
             support *= _weight_after(items[after])
-    return support * _support_before(items, position)
+    return support
 
 
 def _support_before(items: list[Item], position: int) -> float:
     support = 1.0
-    before = position - 1
-    while before >= 0 and items[before].kind is not Kind.BORDER:
-        if items[before].kind is Kind.UNKNOWN:
+    for item in reversed(items[max(0, position - NEAR) : position]):
+        if item.kind is Kind.BORDER:
+            break
+        if item.kind is Kind.UNKNOWN:
             support *= BEFORE
-        elif items[before].kind is Kind.OTHER:
+        elif item.kind is Kind.OTHER:
             support *= OTHER_BESIDE
-        before -= 1
     return support
 
 

@@ -151,6 +151,10 @@ def test_every_call(gateway: Gateway, tmp_path: Path) -> None:
         assert archive.startswith(b"PK")
         found = await client.search(job.id, "barking dogs")
         assert [hit.recording_id for hit in found.hits] == [recording.id]
+        assert [guess.label for guess in found.guesses] == ["dog"]
+        assert (await client.text("the dog, not the rain")).excluded == ["rain"]
+        with pytest.raises(Problem, match="embeddings"):
+            await client.similar(recording.id, 0.5, 1.5, everywhere=True, limit=3)
         assert (await client.retry_job(job.id)).retried == 0
         await client.close_job(job.id)
         kinds = []

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import select
 from typer.testing import CliRunner, Result
@@ -19,6 +20,7 @@ from common.domain import Stage
 from common.tables import Job
 from tests.client.test_submit import EMBEDDED
 from tests.gateway.conftest import STACKS, Gateway
+from tests.gateway.test_similar import filled
 
 
 def soundmill(gateway: Gateway, *arguments: str, exit_code: int = 0) -> Result:
@@ -181,6 +183,38 @@ def test_query_names_the_recordings(gateway: Gateway) -> None:
     assert [hit["name"] for hit in answer["hits"]] == ["night/dog.wav"]
     assert "night/dog.wav: dog 0.2 s" in soundmill(gateway, "query", job_id, "dog").stdout
     soundmill(gateway, "query", job_id, "xyzzy", exit_code=1)
+
+
+@EMBEDDED
+def test_similar_names_stretches(gateway: Gateway, tmp_path: Path) -> None:
+    a, b, c = np.eye(3)
+    ids = filled(gateway, tmp_path, [a, a, b], [b, a, a, c], None)
+    job_id = gateway.get(f"/v1/recordings/{ids[0]}")["job_id"]
+    stretch = ["--from", "0", "--to", "0.8"]
+    answer = as_json(gateway, "similar", job_id, "tapes/number 0.wav", *stretch, "--limit", "1")
+    assert answer["recording"] == ids[0]
+    (hit,) = answer["hits"]
+    assert (hit["recording_id"], hit["onset_s"], hit["similarity"]) == (ids[1], 0.4, 1.0)
+    counts = (answer["looked_at"], answer["without_vectors"], answer["other_weights"])
+    assert counts == (2, 1, 0)
+    said = soundmill(gateway, "similar", job_id, ids[0], *stretch, "--everywhere").stdout
+    assert said.splitlines()[0] == f"1.000  {ids[1]}  tapes/number 1.wav: 0.4 to 1.2 s  dog"
+    assert "2 recordings compared; 1 have no vectors." in said
+    missing = soundmill(gateway, "similar", job_id, ids[2], *stretch, exit_code=1)
+    assert "embeddings" in missing.stderr
+    wrong = soundmill(gateway, "similar", job_id, "tapes/number", *stretch, exit_code=2)
+    assert "No recording" in wrong.stderr
+
+
+def test_text_is_explained_without_a_gateway() -> None:
+    result = CliRunner().invoke(app, ["text", "remove the barking dog but not the rain", "--json"])
+    answer = json.loads(result.stdout)
+    assert (result.exit_code, answer["labels"], answer["excluded"]) == (0, ["dog"], ["rain"])
+    result = CliRunner().invoke(app, ["text", "the cat on my zorb"])
+    assert result.exit_code == 1
+    assert "known as something else: cat" in result.stdout
+    assert "not understood: zorb" in result.stdout
+    assert "Known: air_conditioner, " in result.stdout
 
 
 @EMBEDDED

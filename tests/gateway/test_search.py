@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import httpx
 import pytest
 
 from common.labels import LABELS
 from services.gateway import search
 from tests.gateway.conftest import STACKS, Gateway, problem
 from tests.gateway.filled import fill, heard
+
+EMBEDDED = pytest.mark.parametrize(
+    ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
+)
 
 
 def pages(gateway: Gateway, job_id: str, **params: Any) -> list[dict[str, Any]]:
@@ -30,6 +36,7 @@ def test_words_find_recordings(gateway: Gateway, monkeypatch: pytest.MonkeyPatch
     (page,) = pages(gateway, filled.job_id, text="Dogs barking, unicorns")
     assert page["labels"] == ["dog"]
     assert page["unknown"] == ["unicorns"]
+    assert page["guesses"] == [{"label": "dog", "confidence": 0.95}]  # by their stems
     assert [hit["position"] for hit in page["hits"]] == [0, 4, 8]
     assert page["hits"][0] == {
         "recording_id": filled.recording_ids[0],
@@ -61,9 +68,66 @@ def test_searches_that_cannot_be_done(gateway: Gateway) -> None:
         gateway.client.get(path, params={"text": "unicorns"}), 422, "text_not_understood"
     )
     assert document["known"] == list(LABELS)
-    for bad in ({}, {"text": ""}, {"text": "x" * 501}, {"text": "dog", "limit": 0}):
+    assert document["reason"] == "unknown"
+    for text, reason in (("no dogs", "negated"), ("собака", "script"), ("dog zorb", "unsure")):
+        answer = gateway.client.get(path, params={"text": text})
+        assert problem(answer, 422, "text_not_understood")["reason"] == reason
+    for text in ("", "  ", "\u200b"):
+        problem(gateway.client.get(path, params={"text": text}), 422, "text_empty")
+    for bad in ({}, {"text": "x" * 501}, {"text": "dog", "limit": 0}):
         problem(gateway.client.get(path, params=bad), 422, "request_invalid")
     answer = gateway.client.get(path, params={"text": "dog", "cursor": "cake"})
     problem(answer, 422, "cursor_invalid")
     answer = gateway.client.get("/v1/jobs/nope/search", params={"text": "dog"})
     problem(answer, 404, "not_found")
+
+
+@EMBEDDED
+def test_a_text_is_explained(gateway: Gateway) -> None:
+    def explained(text: str) -> dict[str, Any]:
+        answer: dict[str, Any] = gateway.get("/v1/text", params={"text": text})
+        return answer
+
+    found = explained("Remove the barking dog and the cat, but keep the speech on my zorb")
+    assert found == {
+        "labels": ["dog"],
+        "guesses": [{"label": "dog", "confidence": 1.0}],
+        "unsure": [],
+        "excluded": ["speech"],
+        "others": ["cat"],
+        "unknown": ["zorb"],
+        "intent": "remove",
+        "abstained": None,
+        "detail": None,
+        "known": list(LABELS),
+    }
+    found = explained("leaf blowers")
+    assert (found["labels"], found["abstained"], found["known"]) == ([], "unknown", list(LABELS))
+    assert found["detail"]
+    problem(gateway.client.get("/v1/text", params={"text": " "}), 422, "text_empty")
+    problem(gateway.client.get("/v1/text"), 422, "request_invalid")
+
+
+@EMBEDDED
+def test_what_to_remove_in_words(gateway: Gateway) -> None:
+    def removed(wish: Any) -> httpx.Response:
+        return gateway.client.post("/v1/jobs", json={"params": {"restore": {"remove": wish}}})
+
+    for wish, labels in (
+        ("the barking dog and any sirens", ["dog", "siren"]),
+        ("everything but speech", [label for label in LABELS if label != "speech"]),
+        (["dog", "car horns"], ["dog", "car_horn"]),
+        ([], []),
+    ):
+        assert removed(wish).json()["params"]["restore"]["remove"] == labels
+    for wish in ("the leaf blower", "the dog and the cat", "keep the speech", "not the dog", "", 5):
+        document = problem(removed(wish), 422, "request_invalid")
+        assert "restore.remove" in document["detail"]
+    assert "leaf blower" in removed("the leaf blower").json()["detail"]
+    assert "air_conditioner, car_horn" in removed("unicorns").json()["detail"]
+    job_id = gateway.new_job()
+    params = {"name": "a.wav", "params": json.dumps({"restore": {"remove": "any rain"}})}
+    path = f"/v1/jobs/{job_id}/recordings"
+    recording_id = gateway.client.post(path, params=params, content=b"RIFF").json()["id"]
+    runs = gateway.get(f"/v1/recordings/{recording_id}")["runs"]
+    assert runs[-1]["parameters"] == {"remove": ["rain"]}

@@ -31,7 +31,8 @@ class Case:
 
 def cases(name: str) -> list[Case]:
     """Return the cases of a file of this folder."""
-    rows = [json.loads(line) for line in FOLDER.joinpath(f"{name}.jsonl").open(encoding="utf-8")]
+    lines = FOLDER.joinpath(f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
     return [Case(row["text"], row.get("kind", "other"), frozenset(_labels(row))) for row in rows]
 
 
