@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     drain_grace_s: float = 15.0  # a worker that is to stop gives back what it has not done by then
     torch_threads: int = Field(default=1, ge=1)
     device: str = "auto"  # "auto", "cpu" or "cuda"
+    classifier_weights: Path | None = None  # of one's own, in place of those that are shipped
 
     # Watching: every process but the gateway, which has its own port, serves /metrics, /health and
     # /ready here

@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any, Generic, TypeVar
@@ -46,6 +47,12 @@ Losses = dict[str, Tensor]
 
 RESUME_FILE = "resume.pt"
 MAX_BAD_STEPS_IN_A_ROW = 10
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,  # weight decay is part of the gradient, as in the next two
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
 PACE = frozenset({"steps", "minutes", "checkpoint_every_s", "journal_every"})
 """What of a config may be another when a fit is resumed."""
 
@@ -56,6 +63,7 @@ class FitConfig:
 
     steps: int
     lr: float  # at the peak
+    optimizer: str = "adamw"  # one of OPTIMIZERS
     weight_decay: float = 0.01  # of matrices and kernels; biases and norms have none
     ema_decay: float = 0.999
     warmup_share: float = 0.15  # of the schedule, rising to the peak
@@ -110,20 +118,22 @@ def make_optimizer(
     lr: float,
     weight_decay: float,
     lr_scale: Callable[[str], float] = lambda name: 1.0,
-) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on tensors of two or more axes only.
+    optimizer: str = "adamw",
+) -> torch.optim.Optimizer:
+    """Return an optimizer with weight decay on tensors of two or more axes only.
 
     Args:
         model: its parameters that require a gradient are taken.
         lr: learning rate.
         weight_decay: of matrices and kernels.
         lr_scale: a parameter's name to what its learning rate is multiplied by.
+        optimizer: one of ``OPTIMIZERS``.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             groups.setdefault((weight.ndim < 2, lr_scale(name)), []).append(weight)
-    return torch.optim.AdamW(
+    return OPTIMIZERS[optimizer](
         [
             {
                 "params": groups[vector, scale],
@@ -246,7 +256,9 @@ class _Run(Generic[ModuleT]):
         seed_all(config.seed)
         self.config, self.device = config, device
         self.model = model.to(device).train()
-        self.optimizer = make_optimizer(model, config.lr, config.weight_decay, lr_scale)
+        self.optimizer = make_optimizer(
+            model, config.lr, config.weight_decay, lr_scale, config.optimizer
+        )
         self.ema = Ema(model, config.ema_decay)
         self.step, self.bad_steps = 0, 0
         self.best = {"figure": math.inf, "step": 0, "worse": 0}

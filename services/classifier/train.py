@@ -1,185 +1,369 @@
-"""Training: ``python -m services.classifier.train --data DIR --out DIR``.
+"""Training: ``python -m services.classifier.train --config RECIPE --data DIR --out DIR``.
 
-Fits the train split, then the temperature and the shift of events on the validation split, and
-writes the weights.
+``train`` is what the command, the protocols and fine-tuning share: clips and a recipe in, weights
+out. Batches are a function of the step, so that a training that was cut off ends as one that was
+not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import typer
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from common import checkpoint
-from common.datasets import Clip, ClipBank, exclude_leaks, load_clips, split_of
-from common.soundscapes import Soundscape, evaluation_soundscapes
-from common.training import JOURNAL_FILE, FitConfig, Losses, fit
-from services.classifier.config import Config
-from services.classifier.data import Batch, BatchMaker, MelBank
-from services.classifier.events import find_events
-from services.classifier.losses import PresenceLoss, ShareLoss
+from common.datasets import LAYOUTS, Clip, ClipBank, check_no_leaks, load_layout
+from common.errors import DatasetInvalid
+from common.soundscapes import cast_of
+from common.training import FitConfig, Losses, Validation, fit
+from services.classifier.calibration import calibrate_segments, fit_temperature
+from services.classifier.config import WINDOW_SEGMENTS, Config
+from services.classifier.data import CROP_SEGMENTS, MAX_BATCH, Batch, BatchMaker, MelBank
+from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
-from services.classifier.scoring import Counts, match_events, match_seconds, truth_of
+from services.classifier.predictions import clip_id, predict, predictions_of
+from services.classifier.provenance import TRAINED_ON, trained_on, training_notes
+from services.classifier.recipe import RECIPES, Recipe, read_plan
+from services.classifier.scenes import soundscapes_of
+from services.classifier.selection import (
+    choose,
+    choose_merged,
+    folds_in,
+    open_bank,
+    plain_errors,
+    without_skipped,
+)
+from services.classifier.transfer import begin_from, head_axes
 
-SEGMENT_WEIGHT = 0.5
-BRANCH_WEIGHT = 0.3
-QUICK_MINUTES = 2.5
+WEIGHTS_FILE = "classifier.safetensors"
+MANY_STEPS = 100_000_000
+"""Where minutes end the schedule."""
+MIN_TO_CALIBRATE = 40
+"""Fewer held-out clips say too little about confidence; the temperature stays as it is."""
 VALIDATION_SCENES = 60
-SCENE_SEED = 7
-EVENT_SHIFTS = np.arange(-1.0, 4.01, 0.25)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training made. ``model``: the moving average of the last step, in eval mode.
+
+    ``figures`` are of the clips that were held out, if any.
+    """
+
+    model: Classifier
+    config: Config
+    steps: int
+    seconds: float
+    weights: Path
+    figures: Mapping[str, float]
 
 
 class ClassifierLosses:
-    """Batch to losses: shares and presence per clip, presence per segment, shares per branch."""
+    """Batch to losses: shares and presence per clip, presence per segment, shares per branch.
 
-    def __init__(self, bf16: bool) -> None:
-        self.share, self.presence, self.bf16 = ShareLoss(), PresenceLoss(), bf16
+    Where exactly one label is asked (softmax), presence per clip is left out. With segment targets
+    "clip" every segment is taught its clip's labels, which assumes that they sound throughout (the
+    strong-label assumption of Kumar et al. 2018, "Knowledge transfer from weakly labeled audio").
+    """
+
+    def __init__(self, recipe: Recipe, multi_label: bool) -> None:
+        self.recipe, self.multi_label = recipe, multi_label
+        self.share = ShareLoss()
+        self.presence = FocalLoss(recipe.focal_gamma) if recipe.loss == "focal" else PresenceLoss()
 
     def __call__(self, model: Classifier, batch: Batch) -> Losses:
         """Return named scalars; "total" is their weighted sum."""
-        with torch.autocast(batch.logmel.device.type, torch.bfloat16, enabled=self.bf16):
-            scores = model(batch.logmel, batch.mask)
-        losses = {
-            "share": self.share(scores.clip.float(), batch.share),
-            "presence": self.presence(scores.clip.float(), batch.present),
-            "segments": self.presence(
-                scores.segments.float(), batch.segment_present, batch.segment_weight
-            ),
-            "branches": sum(
-                (self.share(logits.float(), batch.share) for logits in scores.branches),
-                torch.zeros(()),
-            ),
-        }
-        total = losses["share"] + losses["presence"]
-        total = total + SEGMENT_WEIGHT * losses["segments"] + BRANCH_WEIGHT * losses["branches"]
-        return {"total": total, **losses}
+        recipe = self.recipe
+        scores = model(batch.logmel, batch.mask)
+        clip, segments = scores.clip.float(), scores.segments.float()
+        losses = {"share": recipe.share_weight * self.share(clip, batch.share)}
+        if self.multi_label:
+            losses["presence"] = recipe.presence_weight * self.presence(clip, batch.present)
+        losses["segments"] = recipe.segment_weight * self._of_segments(segments, batch)
+        branches = [self.share(logits.float(), batch.share) for logits in scores.branches]
+        if branches:
+            losses["branches"] = recipe.branch_weight * torch.stack(branches).sum()
+        return {"total": torch.stack(list(losses.values())).sum(), **losses}
+
+    def _of_segments(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return the loss of logits (B, K, t)."""
+        if self.recipe.segment_targets == "activity":
+            return self.presence(logits, batch.segment_present, batch.segment_weight)
+        if self.multi_label:
+            return self.presence(logits, batch.present[..., None].expand_as(logits))
+        share = batch.share[..., None].expand_as(logits)
+        B, K, t = logits.shape
+        rows = (B * t, K)
+        return self.share(logits.transpose(1, 2).reshape(rows), share.transpose(1, 2).reshape(rows))
 
 
-@torch.inference_mode()
-def clip_logits(model: Classifier, bank: ClipBank, clips: list[Clip], device: str) -> Tensor:
-    """Return (N, K) logits of whole clips, without a mask."""
-    return torch.cat(
-        [
-            model(model.features(torch.from_numpy(bank.waveform(clip))[None].to(device))).clip.cpu()
-            for clip in clips
-        ]
-    )
+class StepBatches:
+    """Batches as a function of the step: the same whether a training was cut off or not."""
+
+    def __init__(self, maker: BatchMaker, recipe: Recipe, seed: int) -> None:
+        self.maker, self.recipe, self.seed = maker, recipe, seed
+
+    def __call__(self, step: int, position: float) -> Batch:
+        """Return the batch of a step at a position in the schedule, in [0, 1)."""
+        self.maker.rng = np.random.default_rng((self.seed, step))
+        lengths, shares = zip(*CROP_SEGMENTS, strict=True)
+        segments = int(self.maker.rng.choice(lengths, p=shares))
+        if position >= 1.0 - self.recipe.final_full_share:
+            segments = WINDOW_SEGMENTS
+        n_items = max(1, min(self.recipe.batch_segments // segments, MAX_BATCH))
+        return self.maker.batch(n_items, segments)
 
 
-def fit_temperature(logits: Tensor, truth: Tensor) -> float:
-    """Return the temperature under which sigmoids fit best: least binary cross-entropy.
-
-    Source: Guo et al. 2017, "On calibration of modern neural networks", for sigmoids. Every class
-    counts the same, however many clips it has.
+def train(
+    clips: Sequence[Clip],
+    bank: ClipBank,
+    config: Config,
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    threads: int = 1,
+    validation: Sequence[Clip] = (),
+    start_from: Path | None = None,
+) -> Trained:
+    """Train a classifier; one that was cut off goes on from ``out``, one that ended is returned.
 
     Args:
-        logits: (N, K).
-        truth: (N,) class numbers.
+        clips: to train on; their labels are among those of ``config``.
+        bank: holds ``clips`` and ``validation`` at the config's rate.
+        config: the classifier.
+        recipe: how to train.
+        out: gets the weights (classifier.safetensors, matrices in half precision), the journal,
+            TensorBoard's curves and the checkpoint to resume from.
+        seed: of weights and batches.
+        device: "cpu" or "cuda"; "auto" takes a GPU if there is one.
+        threads: of the CPU.
+        validation: clips held out of the training side, never of a test fold. They are reported,
+            may end the training early if the recipe says so, and if there are MIN_TO_CALIBRATE or
+            more, the calibration is fitted on them; else it stays that of ``config``.
+        start_from: a weights file of the same network and front end to start from.
+
+    Raises:
+        LeakFound: ``clips`` and ``validation`` share a recording.
+        DatasetInvalid: a clip has a label that the config has not.
+        WeightsInvalid: ``start_from`` does not fit, or ``out`` holds another training.
+        FloatingPointError: the training diverged.
     """
-    present = torch.nn.functional.one_hot(truth, logits.shape[1]).float()
-    weight = (1.0 / present.sum(0).clamp_min(1.0))[truth][:, None].expand_as(present)
-    loss = PresenceLoss()
-
-    def nats(log_temperature: float) -> float:
-        return float(loss(logits / float(np.exp(log_temperature)), present, weight))
-
-    found = minimize_scalar(nats, bounds=(-1.5, 1.5), method="bounded")
-    return float(np.exp(found.x))
-
-
-@torch.inference_mode()
-def fit_event_shift(model: Classifier, config: Config, scenes: Iterable[Soundscape]) -> float:
-    """Return what to add to the segments' logits so that events are found best at 0.5.
-
-    Best is the highest mean of the F1 of events and of seconds over all soundscapes.
-    """
-    heard = [
-        (model(model.features(torch.from_numpy(scene.mixture)[None])).segments[0], truth_of(scene))
-        for scene in scenes
-    ]
-
-    def quality(shift: float) -> float:
-        events, seconds = Counts(), Counts()
-        for logits, truth in heard:
-            scores = torch.sigmoid((logits + shift) / config.segment_temperature).numpy()
-            duration_s = scores.shape[1] * config.segment_s
-            found = [
-                event
-                for label, row in zip(config.labels, scores, strict=True)
-                for event in find_events(row, label, [], 0.5, config.segment_s, duration_s)
-            ]
-            events += match_events(found, truth)
-            seconds += match_seconds(found, truth, duration_s)
-        return events.f1 + seconds.f1
-
-    return max((float(shift) for shift in EVENT_SHIFTS), key=quality)
+    _check_labels([*clips, *validation], config)
+    check_no_leaks(clips, validation)
+    torch.set_num_threads(threads)
+    device = device_named(device)
+    torch.manual_seed(seed)
+    model = build(config)
+    identity = _identity(clips, validation, config, recipe)
+    if start_from is not None:
+        start = checkpoint.load(start_from)
+        begin_from(model, start)
+        identity += start.digest
+    heads = head_axes(config)
+    maker = BatchMaker(MelBank(bank, clips, config), config, seed)
+    measure = _measure(bank, validation, config, device) if validation else None
+    result = fit(
+        model.to(memory_format=torch.channels_last),
+        StepBatches(maker, recipe, seed),
+        ClassifierLosses(recipe, config.multi_label),
+        fit_config_of(recipe, seconds_of(clips, bank), config.segment_s, seed),
+        out,
+        device,
+        validation=None
+        if measure is None
+        else Validation(measure, recipe.validate_every, patience=recipe.patience),
+        lr_scale=lambda name: 1.0 if name in heads else recipe.body_lr_share,
+        identity=identity,
+    )
+    made = result.ema_model
+    figures = {} if measure is None else measure(made)
+    if len(validation) >= MIN_TO_CALIBRATE:
+        made.config = _calibrated(made, bank, validation, device)
+    weights = out / WEIGHTS_FILE
+    _write_weights(made, weights, _notes(clips, start_from))
+    return Trained(made, made.config, result.steps, result.seconds, weights, figures)
 
 
-def _halved(model: Classifier) -> dict[str, Tensor]:
-    """Return a model's state with matrices and kernels in half precision: a smaller file."""
-    return {
+def _calibrated(
+    model: Classifier, bank: ClipBank, validation: Sequence[Clip], device: str
+) -> Config:
+    """Return the config with what is fitted on held-out clips and on soundscapes made of them."""
+    config = model.config
+    made = predictions_of(
+        validation, predict(model, bank, validation, device), config.labels, config.multi_label
+    )
+    temperature = round(fit_temperature(made.logits, made.present, made.multi_label), 4)
+    if cast_of(validation).foreground:
+        scenes = soundscapes_of(bank, validation, VALIDATION_SCENES)
+        config = calibrate_segments(model, scenes, device)
+    return replace(config, temperature=temperature)
+
+
+def _notes(clips: Sequence[Clip], start_from: Path | None) -> dict[str, Any]:
+    """Return what the weights were trained on, what they started from included."""
+    notes = training_notes(clips)
+    before = {} if start_from is None else trained_on(start_from)
+    for name, folds in before.items():
+        notes[TRAINED_ON][name] = sorted({*folds, *notes[TRAINED_ON].get(name, ())})
+    return notes
+
+
+def _write_weights(model: Classifier, path: Path, notes: Mapping[str, Any]) -> None:
+    """Write a weights file, matrices and kernels in half precision: it is read back as float32."""
+    state = {
         name: tensor.half() if tensor.ndim >= 2 else tensor
         for name, tensor in model.state_dict().items()
     }
+    checkpoint.save(path, model.config.to_dict(), state, dict(notes))
+
+
+def device_named(device: str) -> str:
+    """Return "cpu" or "cuda"; "auto" is a GPU if there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def seconds_of(clips: Sequence[Clip], bank: ClipBank) -> float:
+    """Return how long clips last together."""
+    return sum(bank.n_samples(clip) for clip in clips) / bank.sample_rate
+
+
+def fit_config_of(recipe: Recipe, audio_s: float, segment_s: float, seed: int) -> FitConfig:
+    """Return how the loop is to fit clips that last ``audio_s`` together."""
+    steps = recipe.steps or MANY_STEPS
+    if recipe.epochs is not None:
+        steps = math.ceil(recipe.epochs * audio_s / (recipe.batch_segments * segment_s))
+    return FitConfig(
+        steps=steps,
+        lr=recipe.lr,
+        optimizer=recipe.optimizer,
+        weight_decay=recipe.weight_decay,
+        ema_decay=recipe.ema_decay,
+        warmup_share=recipe.warmup_share,
+        grad_clip=recipe.grad_clip,
+        minutes=recipe.minutes,
+        bf16=recipe.bf16,
+        seed=seed,
+    )
+
+
+def _check_labels(clips: Sequence[Clip], config: Config) -> None:
+    for clip in clips:
+        for label in clip.labels:
+            if label not in config.labels:
+                raise DatasetInvalid(
+                    f"{clip.path} is labelled {label}, which is none of the config's "
+                    f"{len(config.labels)} labels"
+                )
+
+
+def _identity(
+    clips: Sequence[Clip], validation: Sequence[Clip], config: Config, recipe: Recipe
+) -> str:
+    """Return a digest of what is trained on what, but for how long."""
+    settings = asdict(recipe) | dict.fromkeys(("epochs", "steps", "minutes"))
+    parts = [[[clip_id(clip), clip.labels] for clip in part] for part in (clips, validation)]
+    text = json.dumps([parts, config.to_dict(), settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _measure(
+    bank: ClipBank, clips: Sequence[Clip], config: Config, device: str
+) -> Callable[[Classifier], dict[str, float]]:
+    """Return a function of a model to its loss and accuracy on held-out clips, per clip.
+
+    A clip is right if its highest score is of a label that it has.
+    """
+
+    def measure(model: Classifier) -> dict[str, float]:
+        made = predictions_of(
+            clips, predict(model, bank, clips, device), config.labels, config.multi_label
+        )
+        logits, present = torch.from_numpy(made.logits), torch.from_numpy(made.present).float()
+        if config.multi_label:
+            loss = PresenceLoss()(logits, present)
+        else:
+            loss = F.cross_entropy(logits, present / present.sum(1, keepdim=True))
+        right = made.present[np.arange(len(clips)), made.logits.argmax(1)]
+        return {"loss": float(loss), "accuracy": float(right.mean())}
+
+    return measure
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder of the data sets")],
-    out: Annotated[Path, typer.Option(help="folder for checkpoints, journal and weights")],
-    minutes: Annotated[float, typer.Option(help="training time")] = 25.0,
-    quick: Annotated[bool, typer.Option(help=f"{QUICK_MINUTES} minutes only")] = False,
-    lr: Annotated[float, typer.Option(help="peak learning rate")] = 2e-3,
-    seed: Annotated[int, typer.Option()] = 0,
-    bf16: Annotated[bool, typer.Option(help="for CPUs and GPUs that compute it fast")] = False,
-    device: Annotated[str, typer.Option()] = "cpu",
+    data: Annotated[Path, typer.Option(help="folder of the data set, or of the three sets")],
+    out: Annotated[Path, typer.Option(help="folder for weights, journal, curves, checkpoint")],
+    config: Annotated[Path, typer.Option(help="recipe")] = RECIPES / "hybrid.toml",
+    layout: Annotated[
+        str, typer.Option(help=f"{', '.join(LAYOUTS)}; none: the three sets, merged")
+    ] = "",
+    train_folds: Annotated[str, typer.Option(help="such as 1,2,3; none: all not held out")] = "",
+    validation_folds: Annotated[str, typer.Option(help="held out of training")] = "",
+    everything: Annotated[
+        bool, typer.Option(help="merged sets: train on test and validation clips too")
+    ] = False,
+    start_from: Annotated[Path | None, typer.Option(help="weights to start from")] = None,
+    minutes: Annotated[float | None, typer.Option(help="instead of the recipe's length")] = None,
+    seed: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
+    skip_corrupt: Annotated[bool, typer.Option(help="leave out clips without sound")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads")] = 1,
     cache: Annotated[Path, typer.Option(help="decoded clips")] = Path("runs/cache"),
 ) -> None:
-    """Train the classifier and write OUT/classifier.safetensors."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    config = Config()
-    clips = exclude_leaks(load_clips(data))
-    bank = ClipBank.open(clips, cache, config.sample_rate)
-    train = [clip for clip in clips if split_of(clip) == "train"]
-    mels = MelBank(bank, train, config)
-    model = build(config).to(memory_format=torch.channels_last)
-    fit_config = FitConfig(
-        steps=1_000_000,
-        lr=lr,
-        weight_decay=0.03,
-        minutes=QUICK_MINUTES if quick else minutes,
-        seed=seed,
-    )
-    journal = out / JOURNAL_FILE
-    resumed = journal.read_text().count("\n") if journal.is_file() else 0
-    batches = iter(BatchMaker(mels, config, seed=seed + resumed))
-    result = fit(model, batches, ClassifierLosses(bf16), fit_config, out, device)
-    held_out = [clip for clip in clips if split_of(clip) == "validation"]
-    logits = clip_logits(result.ema_model, bank, held_out, device)
-    truth = torch.tensor([config.labels.index(clip.label) for clip in held_out])
-    temperature = round(fit_temperature(logits, truth), 4)
-    config = replace(config, temperature=temperature, segment_temperature=temperature)
-    scenes = evaluation_soundscapes(bank, VALIDATION_SCENES, SCENE_SEED, split="validation")
-    config = replace(config, segment_shift=fit_event_shift(result.ema_model, config, scenes))
-    checkpoint.save(out / "classifier.safetensors", config.to_dict(), _halved(result.ema_model))
-    summary = {
-        "steps": result.steps,
-        "seconds": round(result.seconds, 1),
-        "temperature": config.temperature,
-        "segment_shift": config.segment_shift,
-        "validation_accuracy": round(float((logits.argmax(1) == truth).float().mean()), 4),
-    }
-    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    typer.echo(json.dumps(summary))
+    """Train a classifier and write OUT/classifier.safetensors."""
+    with plain_errors():
+        plan = read_plan(config)
+        recipe = plan.recipe
+        if minutes is not None:
+            recipe = replace(recipe, epochs=None, steps=None, minutes=minutes)
+        if layout:
+            loaded = load_layout(data, layout)
+            chosen = choose(loaded, folds_in(train_folds), folds_in(validation_folds))
+        elif train_folds or validation_folds:
+            raise typer.BadParameter("folds are of one data set: name its --layout")
+        else:
+            chosen = choose_merged(data, everything)
+        bank = open_bank(chosen, cache, plan.config.sample_rate, skip_corrupt)
+        chosen = without_skipped(chosen, bank)
+        model_config = replace(plan.config, labels=chosen.labels)
+        typer.echo(
+            f"{model_config.architecture}, {len(chosen.labels)} labels: "
+            f"{len(chosen.train)} clips to train on, {len(chosen.validation)} held out"
+        )
+        trained = train(
+            chosen.train,
+            bank,
+            model_config,
+            recipe,
+            out,
+            seed=recipe.seed if seed is None else seed,
+            device=device,
+            threads=threads,
+            validation=chosen.validation,
+            start_from=start_from,
+        )
+    typer.echo(f"{trained.steps} steps in {trained.seconds:.0f} s; wrote {trained.weights}")
+    if trained.figures:
+        accuracy, loss = trained.figures["accuracy"], trained.figures["loss"]
+        typer.echo(f"on held-out clips: accuracy {100 * accuracy:.1f} %, loss {loss:.3f}")
+    if len(chosen.validation) < MIN_TO_CALIBRATE:
+        typer.echo(
+            f"fewer than {MIN_TO_CALIBRATE} clips were held out: the confidence is not calibrated",
+            err=True,
+        )
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from services.classifier.data import Batch
 from services.classifier.events import find_events, snapped, spans_above, union_of
 from services.classifier.losses import PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
+from services.classifier.recipe import Recipe
 from services.classifier.train import ClassifierLosses
 
 SMALL = Config(
@@ -80,7 +81,7 @@ def test_one_score_per_segment(model: Classifier, n_samples: int) -> None:
 
 
 def test_overfits_one_batch_with_finite_gradients(model: Classifier) -> None:
-    batch, losses = batch_of(), ClassifierLosses(bf16=False)
+    batch, losses = batch_of(), ClassifierLosses(Recipe(steps=1), multi_label=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     history = []
     for _ in range(30):

@@ -1,8 +1,8 @@
-"""The classifier's training and judging: batches, what is fitted afterwards, measures, commands."""
+"""The classifier's training: recipes, batches, losses, resuming and repeating."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,69 +11,101 @@ import soundfile
 import torch
 
 from common import checkpoint
-from common.datasets import Clip, ClipBank
-from common.domain import Event
+from common.datasets import Clip, ClipBank, labels_of, load_layout
+from common.errors import DatasetInvalid, LeakFound, WeightsInvalid
 from common.labels import LABELS
-from common.soundscapes import PlacedEvent, Soundscape
-from services.classifier import evaluate, infer, train
+from services.classifier import train
 from services.classifier.config import Config, HybridSettings
-from services.classifier.data import BatchMaker, Layer, MelBank, activity
-from services.classifier.model import Classifier, Scores
-from services.classifier.peers import forest_confidence
-from services.classifier.scoring import Counts, match_events, match_seconds, score_clips
-from services.classifier.train import fit_event_shift, fit_temperature
+from services.classifier.data import Batch, BatchMaker, MelBank, activity
+from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
+from services.classifier.model import build
+from services.classifier.recipe import RECIPES, Recipe, RecipeInvalid, read_plan
+from services.classifier.selection import choose_share
+from services.classifier.train import ClassifierLosses, StepBatches, fit_config_of
+from tests.models.hums import hums
 
-SMALL = Config(
-    network=HybridSettings(channels=(8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
-)
+NETWORK = HybridSettings(channels=(8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
+SMALL = Config(network=NETWORK)
 RATE = SMALL.sample_rate
+QUICK = Recipe(steps=6, batch_segments=64, ema_decay=0.5)
 
 
-# Measures
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
-def test_clip_scores_by_hand() -> None:
-    confidence = np.array([[0.9, 0.1, 0.0, 0.0], [0.6, 0.3, 0.0, 0.0], [0.1, 0.2, 0.3, 0.4]])
-    scores = score_clips(confidence, np.array([0, 1, 0]), ["a", "b", "c", "d"])
-    assert scores.accuracy == pytest.approx(1 / 3)
-    assert scores.top3 == pytest.approx(2 / 3)
-    # a: 1 hit of 2 found and of 2 there; b: none; c and d do not occur
-    assert [(c.label, c.n, c.f1) for c in scores.classes] == [("a", 2, 0.5), ("b", 1, 0.0)]
-    assert scores.macro_f1 == pytest.approx(0.25)
-    # every confidence in its own bin: |0.9 - 1| + |0.6 - 0| + |0.4 - 0|
-    assert scores.ece == pytest.approx((0.1 + 0.6 + 0.4) / 3)
+# Recipes
 
 
-def test_event_counts_by_hand() -> None:
-    truth = [Event("dog", 1.0, 2.0, 1.0), Event("siren", 0.0, 4.0, 1.0)]
-    found = [
-        Event("dog", 1.15, 2.4, 0.9),  # within the collar, offset within half the length
-        Event("siren", 0.3, 4.0, 0.9),  # begins too late
-        Event("rain", 0.0, 1.0, 0.9),
-    ]
-    counts = match_events(found, truth)
-    assert (counts.hits, counts.false_alarms, counts.misses) == (1, 2, 1)
-    assert counts.f1 == pytest.approx(0.4)
-    seconds = match_seconds(found, truth, 4.0)
-    # dog: 1 right (2 is wrong); siren: 4 right; rain: 1 wrong
-    assert (seconds.hits, seconds.false_alarms, seconds.misses) == (5, 2, 0)
-    assert Counts().f1 == 0.0
+@pytest.mark.parametrize(
+    "name", ["hybrid.toml", "resnet.toml", "vgg_slat.toml", "stride_cnn.toml", "finetune.toml"]
+)
+def test_the_recipes_can_be_read(name: str) -> None:
+    plan = read_plan(RECIPES / name)
+    if name != "finetune.toml":
+        assert plan.config.architecture == name.removesuffix(".toml")
+    assert plan.config.labels == LABELS
 
 
-def test_event_shift_finds_the_operating_point() -> None:
-    """A model that is sure enough only after 2 is added to its logits."""
-    n = 8 * RATE
-    segment = np.ones(RATE, np.float32)
-    event = PlacedEvent("dog", 2.0, 3.0, 10.0, segment, 2 * RATE, n)
-    scene = Soundscape(RATE, event.stem, np.zeros(n, np.float32), None, (event,))
+def test_a_recipe_says_what_it_says(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        '[model]\narchitecture = "hybrid"\nn_mels = 96\nmulti_label = false\n'
+        "[model.network]\nfused_width = 32\n"
+        "[training]\nepochs = 2\nlr = 1\nloss = 'focal'\n"
+    )
+    plan = read_plan(path)
+    assert (plan.config.n_mels, plan.config.multi_label) == (96, False)
+    assert plan.config.network == HybridSettings(fused_width=32)
+    assert plan.recipe == Recipe(epochs=2.0, lr=1.0, loss="focal")
 
-    class Timid(Classifier):
-        def forward(self, logmel: torch.Tensor, mask: torch.Tensor | None = None) -> Scores:
-            logits = torch.full((1, len(LABELS), 100), -9.0)
-            logits[0, LABELS.index("dog"), 25:37] = -1.6
-            return Scores(logits[..., 0], logits, (), logits)
 
-    assert fit_event_shift(Timid(SMALL), SMALL, [scene]) == pytest.approx(1.75)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[training", "no valid TOML"),
+        ("[training]\nsteps = 3\n[augment]\n", "unknown table or key augment"),
+        ("training = 3", "training must be a table"),
+        ("[training]\nsteps = 3\nlearning_rate = 1", "[training] learning_rate is not known"),
+        (
+            "[training]\nsteps = 3\nlr = 'high'",
+            "lr should be a valid number, not 'high'",
+        ),
+        ("[training]\nsteps = 3\nlr = 0.0", "[training] lr should be greater than 0, not 0"),
+        ("[training]\nsteps = 3\nlr = nan", "[training] lr should be a finite number, not nan"),
+        ("[training]\nsteps = 2.5", "[training] steps should be a valid integer, not 2.5"),
+        ("[training]\nsteps = true", "[training] steps should be a valid integer, not True"),
+        ("[training]\nsteps = 3\nloss = 'mse'", "[training] loss should be 'bce' or 'focal'"),
+        (
+            "[training]\nlr = 0.1",
+            "one of epochs, steps and minutes must be given, not none",
+        ),
+        ("[training]\nsteps = 3\nepochs = 1", "not epochs and steps"),
+        ("[model]\nn_mels = 65\n[training]\nsteps = 3", "[model] the classifier's config"),
+        ("[model]\nlabels = ['a']\n[training]\nsteps = 3", "labels has no place in a recipe"),
+        ("[model]\ntemperature = 2.0", "temperature has no place in a recipe: it is fitted"),
+    ],
+)
+def test_a_recipe_that_is_wrong_names_file_and_key(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    with pytest.raises(RecipeInvalid) as refused:
+        read_plan(path)
+    assert "wrong.toml" in str(refused.value)
+    assert told in str(refused.value)
+
+
+def test_a_recipe_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(RecipeInvalid, match=r"there is no recipe .*hybrid\.toml"):
+        read_plan(tmp_path / "none.toml")
+
+
+def test_length_of_an_epoch_by_hand() -> None:
+    # 100 s of clips in batches of 10 segments of 0.08 s: 125 steps an epoch
+    config = fit_config_of(Recipe(epochs=2, batch_segments=10), 100.0, 0.08, seed=4)
+    assert (config.steps, config.minutes, config.seed) == (250, None, 4)
+    assert fit_config_of(Recipe(minutes=3.0), 100.0, 0.08, 0).minutes == 3.0
 
 
 # Batches
@@ -90,7 +122,6 @@ def test_activity_by_hand() -> None:
     on, known = activity(layer, "dog", layer + power(0.0, 100.0, 0.0, 100.0))
     assert on.tolist() == [1, 1, 0, 0]
     assert known.tolist() == [1, 0, 0, 1]  # the second is drowned
-    assert Layer("dog", layer).label == "dog"
 
 
 @pytest.fixture
@@ -122,103 +153,131 @@ def test_batches_are_well_formed(maker: BatchMaker) -> None:
         assert torch.isclose(sums, (batch.present.sum(1) > 0).float(), atol=1e-4).all()
 
 
-def test_same_seed_same_batches(maker: BatchMaker) -> None:
-    twin = BatchMaker(maker.mels, SMALL, seed=1)
-    for _ in range(3):
-        a, b = next(iter(maker)), next(iter(twin))
-        torch.testing.assert_close(a.logmel, b.logmel)
+def test_batches_are_a_function_of_the_step(maker: BatchMaker) -> None:
+    batches = StepBatches(maker, replace(QUICK, final_full_share=0.25), seed=1)
+    first, last = batches(3, 0.1), batches(4, 0.8)
+    again = batches(3, 0.1)
+    assert all(torch.equal(vars(first)[name], vars(again)[name]) for name in vars(first))
+    assert last.segment_present.shape == (1, 20, 64)  # windows of use in the last quarter
+    other = StepBatches(maker, QUICK, seed=2)(3, 0.1)
+    assert first.logmel.shape != other.logmel.shape or not torch.equal(first.logmel, other.logmel)
 
 
-def test_temperature_undoes_overconfidence() -> None:
+# Losses
+
+
+def one_batch() -> Batch:
     torch.manual_seed(0)
-    honest = torch.randn(4000, 5)
-    truth = torch.distributions.Categorical(logits=honest * 2).sample()
-    once, twice = fit_temperature(honest, truth), fit_temperature(2 * honest, truth)
-    assert twice == pytest.approx(2 * once, rel=0.02)
+    present = torch.zeros(2, 20)
+    present[0, 3] = present[0, 5] = present[1, 7] = 1.0
+    return Batch(
+        logmel=torch.randn(2, 64, 32),
+        mask=torch.ones(2, 4, 4),
+        share=present / present.sum(1, keepdim=True),
+        present=present,
+        segment_present=present[..., None] * torch.tensor([1.0, 0.0, 0.0, 1.0]),
+        segment_weight=torch.ones(2, 20, 4),
+    )
 
 
-# Commands
+@torch.no_grad()
+def test_the_recipe_decides_the_losses() -> None:
+    batch, model = one_batch(), build(SMALL).eval()
+    scores = model(batch.logmel, batch.mask)
+    clip, segments = scores.clip, scores.segments
+    everywhere = batch.present[..., None].expand_as(segments)
+
+    def parts(multi_label: bool = True, **settings: object) -> dict[str, float]:
+        recipe = replace(QUICK, **settings)
+        losses = ClassifierLosses(recipe, multi_label)(model, batch)
+        return {name: float(value) for name, value in losses.items()}
+
+    mine = parts(segment_weight=0.5)
+    assert mine["share"] == pytest.approx(float(ShareLoss()(clip, batch.share)))
+    assert mine["presence"] == pytest.approx(float(PresenceLoss()(clip, batch.present)))
+    active = float(PresenceLoss()(segments, batch.segment_present, batch.segment_weight))
+    assert mine["segments"] == pytest.approx(0.5 * active)
+    both = sum(float(ShareLoss()(branch, batch.share)) for branch in scores.branches)
+    assert mine["branches"] == pytest.approx(0.3 * both)
+    assert mine["total"] == pytest.approx(sum(v for k, v in mine.items() if k != "total"))
+
+    focal = parts(loss="focal", focal_gamma=3.0)
+    assert focal["presence"] == pytest.approx(float(FocalLoss(3.0)(clip, batch.present)))
+
+    strong = parts(segment_targets="clip", segment_weight=1.0)
+    assert strong["segments"] == pytest.approx(float(PresenceLoss()(segments, everywhere)))
+
+    single = parts(multi_label=False, segment_targets="clip", segment_weight=1.0)
+    assert "presence" not in single
+    # the mean over segments of the cross-entropy with the clip's shares
+    by_hand = torch.stack([ShareLoss()(segments[..., t], batch.share) for t in range(4)]).mean()
+    assert single["segments"] == pytest.approx(float(by_hand))
 
 
-def hum(label_number: int, seconds: float) -> np.ndarray:
-    time_s = np.arange(round(seconds * 16_000)) / 16_000
-    return 0.3 * np.sin(2 * np.pi * (200 + 300 * label_number) * time_s) * np.exp(-2 * time_s)
+# Training
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """All three data sets in their published layouts, with every split in each."""
-    root = tmp_path / "data"
-    esc, urban, digits = (
-        root / "ESC-50",
-        root / "UrbanSound8K",
-        root / "free-spoken-digit" / "audio",
-    )
-    for folder in (esc / "audio", esc / "meta", urban / "metadata", digits):
-        folder.mkdir(parents=True)
-    rows = ["filename,fold,target,category,esc10,src_file,take"]
-    for fold in range(1, 6):
-        for n, label in enumerate(("dog", "rain", "rooster")):
-            name = f"{fold}-{fold}{n}-A-{n}.wav"
-            rows.append(f"{name},{fold},{n},{label},True,{fold}{n},A")
-            soundfile.write(esc / "audio" / name, hum(n, 1.0), 16_000)
-    (esc / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
-    rows = ["slice_file_name,fsID,fold,classID,class"]
-    for fold in (1, 2, 3):
-        (urban / "audio" / f"fold{fold}").mkdir(parents=True)
-        name = f"7{fold}-8-0-0.wav"
-        rows.append(f"{name},7{fold},{fold},8,siren")
-        soundfile.write(urban / "audio" / f"fold{fold}" / name, hum(3, 1.0), 16_000)
-    (urban / "metadata" / "UrbanSound8K.csv").write_text("\n".join(rows) + "\n")
-    for speaker in ("george", "nicolas", "theo"):
-        soundfile.write(digits / f"7_{speaker}_0.flac", hum(4, 0.3), 16_000)
-    return root
+def small_set(tmp_path: Path) -> tuple[list[Clip], ClipBank]:
+    clips = load_layout(hums(tmp_path / "set", ("low", "mid", "high"), 4), "folders")
+    return clips, ClipBank.open(clips, tmp_path / "cache", RATE)
 
 
-def test_training_and_judging_from_end_to_end(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def weights_in(path: Path) -> dict[str, bytes]:
+    return {n: t.numpy().tobytes() for n, t in checkpoint.load(path).tensors.items()}
+
+
+def test_training_resumes_and_repeats_to_the_bit(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "Config", lambda: SMALL)
-    monkeypatch.setattr(train, "VALIDATION_SCENES", 1)
-    monkeypatch.setattr(
-        evaluate,
-        "measure_speed",
-        lambda loaded, bank, clips: [
-            evaluate.time_process(loaded, "short", np.ones(8_000), 8_000, ".wav", 1)
-        ],
-    )
-    out, cache = tmp_path / "out", tmp_path / "cache"
-    train.main(data=data, out=out, minutes=0.02, cache=cache)
-    weights = out / "classifier.safetensors"
-    config = Config.from_dict(checkpoint.load(weights).config)
-    assert config.segment_shift in train.EVENT_SHIFTS
-    assert 0.2 < config.temperature < 5.0
-    assert json.loads((out / "summary.json").read_text())["steps"] > 0
-    infer.load("cpu", weights)
-    report_path = tmp_path / "report.json"
-    evaluate.main(data=data, json_path=report_path, weights=weights, scenes=1, cache=cache)
-    report = json.loads(report_path.read_text())
-    assert report["clips"]["hybrid"]["all"]["n"] == 5
-    assert set(report["scenes"]) == {"no mask", "oracle mask"}
-    assert report["speed"][0]["rtf"] > 0.0
+    clips, bank = small_set
+    config = replace(SMALL, labels=labels_of(clips))
+    chosen = choose_share(clips, 0.25, seed=0)
+
+    def trained(name: str, seed: int = 1) -> train.Trained:
+        return train.train(
+            chosen.train, bank, config, QUICK, tmp_path / name,
+            seed=seed, validation=chosen.validation,
+        )  # fmt: skip
+
+    whole = trained("whole")
+    assert (whole.steps, whole.model.training) == (6, False)
+    assert set(whole.figures) == {"loss", "accuracy"}
+    assert weights_in(trained("again").weights) == weights_in(whole.weights)
+    assert weights_in(trained("other", seed=2).weights) != weights_in(whole.weights)
+
+    draw = StepBatches.__call__
+
+    def dies(self: StepBatches, step: int, position: float) -> Batch:
+        if step == 4:
+            raise KeyboardInterrupt
+        return draw(self, step, position)
+
+    def eager(*of: object) -> object:
+        return replace(fit_config_of(*of), checkpoint_every_s=0.0)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StepBatches, "__call__", dies)
+        patched.setattr(train, "fit_config_of", eager)
+        with pytest.raises(KeyboardInterrupt):
+            trained("cut")
+    assert not (tmp_path / "cut" / "classifier.safetensors").exists()
+    cut = trained("cut")
+    assert weights_in(cut.weights) == weights_in(whole.weights)
+    with pytest.raises(WeightsInvalid, match="another fit"):
+        trained("cut", seed=3)
+    notes = checkpoint.load(cut.weights).notes
+    assert notes["trained_on"] == {"folders": sorted({clip.fold for clip in chosen.train})}
 
 
-def test_a_forest_tells_pitches_apart(data: Path, tmp_path: Path) -> None:
-    clips = train.exclude_leaks(train.load_clips(data))
-    bank = ClipBank.open(clips, tmp_path / "cache", RATE)
-    confidence = forest_confidence(bank, clips, clips, SMALL)
-    assert confidence.shape == (len(clips), len(LABELS))
-    truth = [LABELS.index(clip.label) for clip in clips]
-    assert (confidence.argmax(1) == truth).mean() > 0.9
-
-
-def test_oracle_mask_by_hand() -> None:
-    n = 2 * RATE
-    tone = np.sin(2 * np.pi * 1000 * np.arange(n) / RATE).astype(np.float32)
-    tone[RATE:] = 0.0
-    noise = (0.001 * np.random.default_rng(0).standard_normal(n)).astype(np.float32)
-    mask = evaluate.oracle_mask(Soundscape(RATE, tone + noise, noise, None, ()))
-    assert mask.shape == (128, 101)
-    assert mask[:, 10:40].max() > 0.99  # the tone
-    assert mask[:, 60:].max() < 0.01  # nothing in front
-    assert mask[100:, 10:40].mean() < 0.1  # far above it
+def test_training_refuses_labels_and_leaks(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path
+) -> None:
+    clips, bank = small_set
+    config = replace(SMALL, labels=("low", "mid"))
+    with pytest.raises(DatasetInvalid, match="is labelled high"):
+        train.train(clips, bank, config, QUICK, tmp_path / "out", seed=0)
+    config = replace(SMALL, labels=labels_of(clips))
+    with pytest.raises(LeakFound):
+        train.train(clips, bank, config, QUICK, tmp_path / "out", seed=0, validation=clips[:1])
+    assert not (tmp_path / "out").exists()

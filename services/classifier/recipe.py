@@ -1,0 +1,144 @@
+"""How a classifier is trained, read from a TOML file with the tables [model] and [training].
+
+[model] holds the fields of ``Config`` but for the labels, which the data decide, and the
+calibration, which is fitted; what is left out has its default. Everything is checked when a recipe
+is made: names, types, ranges.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+
+from common.errors import PermanentError, WeightsInvalid
+from services.classifier.config import Config
+
+RECIPES = Path(__file__).parent / "recipes"
+TABLES = frozenset({"model", "training"})
+NOT_IN_A_RECIPE = {
+    "labels": "the data decide them",
+    "temperature": "it is fitted after training",
+    "segment_temperature": "it is fitted after training",
+    "segment_shift": "it is fitted after training",
+    "event_threshold": "it is fitted after training",
+}
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0, le=100.0)]
+
+
+class RecipeInvalid(PermanentError):
+    """A recipe file cannot be used; names the file, the table and the key."""
+
+    code = "recipe_invalid"
+
+
+@pydantic.dataclasses.dataclass(
+    frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+)
+class Recipe:
+    """How to train. Exactly one of ``epochs``, ``steps`` and ``minutes`` ends the schedule.
+
+    An epoch is as many seconds of batches as the clips last. Only schedules that end by epochs or
+    steps give the same weights twice.
+    """
+
+    epochs: Annotated[float, Field(gt=0.0, le=100_000.0)] | None = None
+    steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
+    minutes: Annotated[float, Field(gt=0.0, le=100_000.0)] | None = None
+
+    lr: Annotated[float, Field(gt=0.0, le=1.0)] = 2e-3  # at the peak of the cycle
+    body_lr_share: Share = 1.0  # of ``lr``, for all but the heads; less when fine-tuning
+    warmup_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15  # of the schedule
+    optimizer: Literal["adamw", "adam", "rmsprop", "sgd"] = "adamw"
+    weight_decay: Share = 0.03
+    grad_clip: Annotated[float, Field(gt=0.0, le=1e6)] = 5.0
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    bf16: bool = False  # the forward pass; docs/training.md says where that is faster
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # where the command names none
+
+    batch_segments: Annotated[int, Field(ge=8, le=2**20)] = 512  # of 80 ms, over the whole batch
+    final_full_share: Share = 0.0  # of the schedule, its last part: on windows as heard in use
+
+    loss: Literal["bce", "focal"] = "bce"  # of presence, in clips and in segments
+    focal_gamma: Annotated[float, Field(ge=0.0, le=10.0)] = 2.0
+    segment_targets: Literal["activity", "clip"] = "activity"  # "clip": every segment has its label
+    share_weight: Weight = 1.0  # softmax against the shares of the mixture
+    presence_weight: Weight = 1.0  # sigmoids against what sounds; nothing where one label is asked
+    segment_weight: Weight = 0.5
+    branch_weight: Weight = 0.3
+
+    validate_every: Annotated[int, Field(ge=1)] = 500  # steps; only where clips are held out
+    patience: Annotated[int, Field(ge=1)] | None = None  # validations; None: to the last epoch
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Recipe:
+        given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none"
+            raise ValueError(f"exactly one of epochs, steps and minutes must be given, not {found}")
+        return self
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe file holds. ``config`` has the default labels until the data are known."""
+
+    config: Config
+    recipe: Recipe
+
+
+def read_plan(path: Path) -> Plan:
+    """Return what a recipe file says.
+
+    Raises:
+        RecipeInvalid: no such file, no TOML, or a key that is unknown, mistyped or out of range.
+    """
+    if not path.is_file():
+        known = ", ".join(sorted(p.name for p in RECIPES.glob("*.toml")))
+        raise RecipeInvalid(f"there is no recipe {path}; {RECIPES} holds {known}")
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeInvalid(f"{path} is no valid TOML: {error}") from error
+    unknown = sorted(set(tables) - TABLES)
+    if unknown:
+        raise RecipeInvalid(f"{path}: unknown table or key {unknown[0]}; known: {_listed(TABLES)}")
+    for name in sorted(TABLES):
+        if not isinstance(tables.get(name, {}), dict):
+            raise RecipeInvalid(f"{path}: {name} must be a table, [{name}]")
+    model = tables.get("model", {})
+    for key, reason in NOT_IN_A_RECIPE.items():
+        if key in model:
+            raise RecipeInvalid(f"{path}: [model] {key} has no place in a recipe: {reason}")
+    try:
+        config = Config.from_dict(model)
+    except WeightsInvalid as error:
+        raise RecipeInvalid(f"{path}: [model] {error}") from error
+    return Plan(config, _recipe(path, tables.get("training", {})))
+
+
+def _recipe(path: Path, table: dict[str, Any]) -> Recipe:
+    try:
+        # as JSON, so that a number is no text and a list may be a tuple
+        return TypeAdapter(Recipe).validate_json(json.dumps(table, default=str))
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = " ".join(["[training]", *map(str, first["loc"])])
+        if first["type"] == "unexpected_keyword_argument":
+            known = _listed(Recipe.__annotations__)
+            raise RecipeInvalid(f"{path}: {where} is not known; known: {known}") from error
+        given = f", not {first['input']!r:.80}" if first["loc"] else ""
+        message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        raise RecipeInvalid(f"{path}: {where} {message}{given}") from error
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
