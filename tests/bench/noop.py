@@ -12,12 +12,16 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
+
 from common.broker import make_app
-from common.domain import Priority, Stage, queue_name
+from common.domain import ArtifactKind, Priority, Stage, queue_name
 from common.messages import task_name
+from common.params import ClassifyParams
 from common.settings import get_settings
 from common.stage import Surroundings, open_surroundings, run_message
-from common.stage_io import OutputFile, StageInput, StageOutput
+from common.stage_io import OutputFile, StageInput, StageOutput, each
+from common.vectors import VectorWriter
 from common.worker import attend
 from tests.bench.outputs import FACTS, OUTPUTS, NoModel
 
@@ -28,11 +32,17 @@ drain = attend(app, get_settings(), "noop", *Stage)
 
 
 def process(stage: Stage, _model: NoModel, item: StageInput) -> StageOutput:
-    """Leave the stage's one artifact."""
+    """Leave the stage's one artifact, and vectors where they are asked for."""
     kind, name, media_type, content = OUTPUTS[stage]
     path = item.scratch / name
     path.write_bytes(content)
-    return StageOutput({kind: OutputFile(path, media_type)}, {}, FACTS)
+    files = {kind: OutputFile(path, media_type)}
+    if isinstance(item.params, ClassifyParams) and item.params.embeddings:
+        vectors = item.scratch / "vectors.npz"
+        with VectorWriter(vectors, NoModel.digest, 1, FACTS.duration_s) as writer:
+            writer.append(np.ones((1, 1), np.float32))
+        files[ArtifactKind.VECTORS] = OutputFile(vectors, "application/zip")
+    return StageOutput(files, {}, FACTS)
 
 
 @cache
@@ -46,7 +56,7 @@ def add_task(stage: Stage) -> None:
 
     @app.task(name=task_name(stage))
     def run(message: Any) -> None:
-        run_message(surroundings(), stage, message, NoModel, partial(process, stage))
+        run_message(surroundings(), stage, message, NoModel, each(partial(process, stage)))
 
 
 for _stage in Stage:
