@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeVar
 
@@ -39,6 +39,16 @@ RETRY_PAUSES_S = (0.5, 1.0, 2.0, 4.0)  # before a transaction is tried again
 Result = TypeVar("Result")
 
 
+@dataclass
+class _Begun:
+    """A claim that is being worked on, beside others perhaps."""
+
+    claim: Claim
+    at: float
+    own_s: float = 0.0  # of the time since then: what is left when it is shared with the others
+    is_noted: bool = False  # its start is recorded
+
+
 class Keeper:
     """The claims of one shard. Use it as a context: all ends are recorded when it is left."""
 
@@ -58,8 +68,8 @@ class Keeper:
         self._waiting = {claim.stage_run_id: claim for claim in claims}
         self._lost: set[str] = set()
         self._given_back: set[str] = set()  # because the worker stops
-        self._current: tuple[Claim, float] | None = None
-        self._noted: Claim | None = None  # whose start is recorded
+        self._begun: dict[str, _Begun] = {}
+        self._shared_at = 0.0  # until then, time is shared among what was begun
         self._ends: list[tuple[End, float]] = []  # with the time they were handed in
         self._lock = threading.Lock()  # of the fields above, held for a moment
         self._flushing = threading.Lock()  # one group after the other
@@ -94,7 +104,9 @@ class Keeper:
         with self._lock:
             self._stop_if_asked()
             self.check(claim)
-            self._current = (claim, time.monotonic())
+            now = time.monotonic()
+            self._share(now)
+            self._begun[claim.stage_run_id] = _Begun(claim, now)
 
     def check(self, claim: Claim) -> None:
         """Return while a claim is held, as far as is known. Raises StaleFence."""
@@ -109,10 +121,10 @@ class Keeper:
         """Hand in how a run ended. It is recorded soon, together with others."""
         now = time.monotonic()
         with self._lock:
-            if self._current is not None and self._current[0] is end.claim:
-                if not isinstance(end, Dropped):
-                    end = replace(end, took_s=now - self._current[1])
-                self._current = None
+            self._share(now)
+            begun = self._begun.pop(end.claim.stage_run_id, None)
+            if begun is not None and not isinstance(end, Dropped):
+                end = replace(end, took_s=begun.own_s)
             if end.claim.stage_run_id not in self._given_back:
                 self._ends.append((end, now))
             elif isinstance(end, Succeeded | Dropped):
@@ -122,20 +134,17 @@ class Keeper:
         """Record what has ended so far, and the start of what is being worked on."""
         with self._flushing:
             with self._lock:
-                ends, current = list(self._ends), self._current
-            if current is not None and current[0] is self._noted:
-                current = None
+                ends = list(self._ends)
+                begun = [work for work in self._begun.values() if not work.is_noted]
             ended = Ended()
-            if ends or current is not None:
-                ended = transact(
-                    self._sessions, lambda session: self._record(session, ends, current)
-                )
+            if ends or begun:
+                ended = transact(self._sessions, lambda session: self._record(session, ends, begun))
             with self._lock:
                 del self._ends[: len(ends)]
                 for end, _ in ends:
                     self._waiting.pop(end.claim.stage_run_id, None)
-                if current is not None:
-                    self._noted = current[0]
+                for work in begun:
+                    work.is_noted = True
             fenced = len(ended.stale - self._given_back)
             stage_metrics.count_ends(self._stage, ended.attempts, fenced)
             stage_traces.tell_ends([end.claim for end, _ in ends], ended.attempts)
@@ -144,7 +153,7 @@ class Keeper:
         self,
         session: Session,
         ends: Sequence[tuple[End, float]],
-        current: tuple[Claim, float] | None,
+        begun: Sequence[_Begun],
     ) -> Ended:
         now = time.monotonic()
         aged = [
@@ -154,15 +163,24 @@ class Keeper:
         for end in aged:
             if end.claim.stage_run_id in ended.stale and not isinstance(end, Dropped):
                 log.warning("end discarded", **end.claim.ids)
-        if current is not None:
-            claim, started = current
+        for work in begun:
+            run_id, fence = work.claim.stage_run_id, work.claim.fence
             session.execute(
                 update(Attempt)
-                .where(Attempt.stage_run_id == claim.stage_run_id, Attempt.number == claim.fence)
-                .values(started_at=DbNow() - (now - started))
+                .where(Attempt.stage_run_id == run_id, Attempt.number == fence)
+                .values(started_at=DbNow() - (now - work.at))
                 .execution_options(synchronize_session=False)
             )
         return ended
+
+    def _share(self, now: float) -> None:
+        """Give what has been begun equal parts of the time since the last call. The lock is held.
+
+        So the times of attempts add up to the time worked, also where they were at once.
+        """
+        for work in self._begun.values():
+            work.own_s += (now - self._shared_at) / len(self._begun)
+        self._shared_at = now
 
     def _stop_if_asked(self) -> None:
         """Give back what is not begun once the worker stops; all, once its grace is over.
@@ -176,12 +194,14 @@ class Keeper:
         for run_id, claim in self._waiting.items():
             if run_id in handed_in or run_id in self._lost:
                 continue
+            begun = self._begun.get(run_id)
+            if begun is not None and not self._drain.is_over:
+                continue
             took_s = None
-            if self._current is not None and self._current[0] is claim:
-                if not self._drain.is_over:
-                    continue
-                took_s = now - self._current[1]
-                self._current = None
+            if begun is not None:
+                self._share(now)
+                took_s = begun.own_s
+                del self._begun[run_id]
             back = GivenBack(claim, GivenBackFor.WORKER_STOPPING, took_s=took_s)
             self._ends.append((back, now))
             self._given_back.add(run_id)

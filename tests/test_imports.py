@@ -32,7 +32,9 @@ LAYERS = [
     {"release", "sharing"},
     {"ends", "stage_traces"},
     {"stage_metrics"},
-    {"keeper", "stage"},
+    {"keeper"},
+    {"shard"},
+    {"stage"},
     {"worker"},
 ]
 SIGNAL_PACKAGES = {"datasets"}

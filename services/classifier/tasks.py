@@ -35,6 +35,6 @@ def model() -> Any:
 @app.task(name="classifier.run_shard")
 def run(message: Any) -> None:
     """Do what one message asks for. See ``common.stage``."""
-    from services.classifier.infer import process
+    from services.classifier.infer import process_shard
 
-    run_message(surroundings(), STAGE_OF["classifier"], message, model, process)
+    run_message(surroundings(), STAGE_OF["classifier"], message, model, process_shard)

@@ -21,7 +21,7 @@ from common.features import LogMel
 from common.masks import MaskReader
 from common.params import EnhanceParams
 from common.settings import get_settings
-from common.stage_io import OutputFile, StageInput, StageOutput
+from common.stage_io import OutputFile, StageInput, StageOutput, each
 from services.enhancer.config import (
     ANALYSIS_HOP,
     ANALYSIS_N_FFT,
@@ -113,6 +113,9 @@ def process(loaded: LoadedEnhancer, item: StageInput) -> StageOutput:
         raise OutOfMemory("the device has no memory left") from error
     except MemoryError as error:
         raise OutOfMemory("the host has no memory left") from error
+
+
+process_shard = each(process)
 
 
 def _process(loaded: LoadedEnhancer, item: StageInput) -> StageOutput:

@@ -35,6 +35,6 @@ def model() -> Any:
 @app.task(name="enhancer.run_shard")
 def run(message: Any) -> None:
     """Do what one message asks for. See ``common.stage``."""
-    from services.enhancer.infer import process
+    from services.enhancer.infer import process_shard
 
-    run_message(surroundings(), STAGE_OF["enhancer"], message, model, process)
+    run_message(surroundings(), STAGE_OF["enhancer"], message, model, process_shard)

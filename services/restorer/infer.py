@@ -27,7 +27,7 @@ from common.errors import ArtifactInvalid, ParametersInvalid, WeightsInvalid
 from common.masks import EmbeddingReader, MaskReader
 from common.params import RestoreParams
 from common.settings import get_settings
-from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput
+from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput, each
 from services.restorer.config import (
     BUFFER_SAMPLES,
     CONTEXT_S,
@@ -190,6 +190,9 @@ def process(loaded: LoadedRestorer, item: StageInput) -> StageOutput:
         result={"removed": len(removals) - kept, "kept": kept},
         audio=facts,
     )
+
+
+process_shard = each(process)
 
 
 def _tuples(config: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,6 @@ def model() -> Any:
 @app.task(name="restorer.run_shard")
 def run(message: Any) -> None:
     """Do what one message asks for. See ``common.stage``."""
-    from services.restorer.infer import process
+    from services.restorer.infer import process_shard
 
-    run_message(surroundings(), STAGE_OF["restorer"], message, model, process)
+    run_message(surroundings(), STAGE_OF["restorer"], message, model, process_shard)

@@ -26,7 +26,7 @@ from common.masks import EmbeddingWriter, MaskWriter
 from common.params import SegmentParams
 from common.resample import resample_blocks
 from common.settings import get_settings
-from common.stage_io import OutputFile, StageInput, StageOutput
+from common.stage_io import OutputFile, StageInput, StageOutput, each
 from services.segmenter.config import (
     CHUNK_FRAMES,
     CHUNK_SAMPLES,
@@ -144,6 +144,9 @@ def process(loaded: LoadedSegmenter, item: StageInput) -> StageOutput:
         audio=facts,
         batch_size=loaded.batch_size,
     )
+
+
+process_shard = each(process)
 
 
 def windows_of(blocks: Iterable[Float32Array]) -> Iterator[Chunk]:

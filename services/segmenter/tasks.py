@@ -35,6 +35,6 @@ def model() -> Any:
 @app.task(name="segmenter.run_shard")
 def run(message: Any) -> None:
     """Do what one message asks for. See ``common.stage``."""
-    from services.segmenter.infer import process
+    from services.segmenter.infer import process_shard
 
-    run_message(surroundings(), STAGE_OF["segmenter"], message, model, process)
+    run_message(surroundings(), STAGE_OF["segmenter"], message, model, process_shard)

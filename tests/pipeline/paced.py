@@ -20,7 +20,7 @@ from common.errors import AudioUnreadable
 from common.messages import task_name
 from common.settings import get_settings
 from common.stage import Surroundings, open_surroundings, run_message
-from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput
+from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput, each
 from common.worker import attend
 from tests.bench.outputs import OUTPUTS, NoModel
 
@@ -70,7 +70,7 @@ def add_task(stage: Stage) -> None:
 
     @app.task(name=task_name(stage))
     def run(message: Any) -> None:
-        run_message(surroundings(), stage, message, NoModel, partial(process, stage))
+        run_message(surroundings(), stage, message, NoModel, each(partial(process, stage)))
 
 
 for _stage in Stage:

@@ -68,7 +68,7 @@ def attempts(sessions: Sessions, stage: Stage = Stage.SEGMENT) -> list[Attempt]:
 def at_work(worker: Worker) -> bool:
     """Return whether a paced worker works on a recording."""
     folder = worker.log.parent / "scratch"
-    return any(folder.glob(f"{worker.child.pid}-*/out/{BEGUN}"))
+    return any(folder.glob(f"{worker.child.pid}-*/out-*/{BEGUN}"))
 
 
 def check_nothing_was_held_against_anybody(sessions: Sessions, job_id: str) -> Counter[str]:

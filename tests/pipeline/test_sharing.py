@@ -18,7 +18,7 @@ from common.ends import Ended
 from common.messages import ShardMessage
 from common.runs import Claim
 from common.settings import Settings
-from common.stage_io import StageInput, StageOutput
+from common.stage_io import StageInput, StageOutput, each
 from common.tables import Artifact, Attempt, Garbage, Recording, StageRun
 from services.dispatcher.shards import take_shard
 from services.gateway import changes
@@ -81,7 +81,7 @@ def test_recordings_alike_in_one_shard_are_computed_once(
         calls.append(item.name)
         return upper(model, item)
 
-    stage.run_shard(around, publish(job_id), Upper, counting)
+    stage.run_shard(around, publish(job_id), Upper, each(counting))
     assert calls == ["0.wav"]
     assert states(sessions, job_id)[Stage.SEGMENT] == [RunState.SUCCEEDED] * 5
     assert outcomes(sessions) == {("succeeded", None): 1, ("reused", None): 4}
@@ -101,17 +101,17 @@ def test_work_under_way_elsewhere_is_left_to_the_other_worker(
     message = publish(first)
 
     def slow(model: Upper, item: StageInput) -> StageOutput:
-        stage.run_shard(around, publish(second), Upper, never)
+        stage.run_shard(around, publish(second), Upper, each(never))
         return upper(model, item)
 
-    stage.run_shard(around, message, Upper, slow)
+    stage.run_shard(around, message, Upper, each(slow))
     assert states(sessions, first)[Stage.SEGMENT] == [RunState.SUCCEEDED]
     assert states(sessions, second)[Stage.SEGMENT] == [RunState.READY]
     with sessions() as session:
         run = session.scalars(select(StageRun).where(StageRun.job_id == second)).one()
         assert run.next_attempt_at > (session.scalar(select(DbNow())) or 0.0)
         assert run.failures == 0
-    stage.run_shard(around, publish(second), Upper, never)
+    stage.run_shard(around, publish(second), Upper, each(never))
     assert outcomes(sessions) == {
         ("succeeded", None): 1,
         ("transient", "same_work_elsewhere"): 1,
@@ -141,7 +141,7 @@ def test_many_workers_with_the_same_content_compute_it_once_at_a_time(
 
     def work(message: ShardMessage) -> None:
         together.wait()
-        stage.run_shard(around, message, Upper, watched)
+        stage.run_shard(around, message, Upper, each(watched))
 
     threads = [threading.Thread(target=work, args=[message]) for message in messages]
     for thread in threads:
@@ -151,7 +151,7 @@ def test_many_workers_with_the_same_content_compute_it_once_at_a_time(
     assert set(most) <= {1}
     for job_id in jobs:  # what was given back is reused or computed now
         if set(states(sessions, job_id)[Stage.SEGMENT]) != {RunState.SUCCEEDED}:
-            stage.run_shard(around, publish(job_id), Upper, watched)
+            stage.run_shard(around, publish(job_id), Upper, each(watched))
         assert set(states(sessions, job_id)[Stage.SEGMENT]) == {RunState.SUCCEEDED}
     assert len(most) == 1
 
@@ -163,15 +163,15 @@ def test_results_that_are_being_removed_are_not_built_on(
     publish: Callable[[str], ShardMessage],
 ) -> None:
     first, second = make_job(1, stages={Stage.SEGMENT}), make_job(1, stages={Stage.SEGMENT})
-    stage.run_shard(around, publish(first), Upper, upper)
+    stage.run_shard(around, publish(first), Upper, each(upper))
     with sessions.begin() as session:
         [key] = session.scalars(select(StageRun.idempotency_key).where(StageRun.job_id == first))
         garbage.discard(session, [key or ""])
-    stage.run_shard(around, publish(second), Upper, never)
+    stage.run_shard(around, publish(second), Upper, each(never))
     assert states(sessions, second)[Stage.SEGMENT] == [RunState.READY]
     with sessions.begin() as session:
         session.delete(session.get_one(Garbage, key))
-    stage.run_shard(around, publish(second), Upper, never)
+    stage.run_shard(around, publish(second), Upper, each(never))
     assert states(sessions, second)[Stage.SEGMENT] == [RunState.SUCCEEDED]
 
 
@@ -194,7 +194,7 @@ def test_a_computation_stops_when_its_job_is_cancelled(
             with item.phases.phase("infer"):
                 pass
 
-    stage.run_shard(around, publish(job_id), Upper, endless)
+    stage.run_shard(around, publish(job_id), Upper, each(endless))
     assert started == ["0.wav"]
     assert states(sessions, job_id)[Stage.SEGMENT] == [RunState.CANCELLED] * 3
     assert outcomes(sessions) == {("cancelled", None): 3}
@@ -239,7 +239,7 @@ def test_ends_are_recorded_in_groups_and_before_a_long_run_is_over(
         return upper(model, item)
 
     monkeypatch.setattr(keeper, "end_runs", counted)
-    stage.run_shard(around, message, Upper, last_is_long)
+    stage.run_shard(around, message, Upper, each(last_is_long))
     assert seen == [("5.wav", 1)]
     assert sum(groups) == 6
     assert states(sessions, job_id)[Stage.SEGMENT] == [RunState.SUCCEEDED] * 6

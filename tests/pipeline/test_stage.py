@@ -20,12 +20,12 @@ from pydantic import SecretStr
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import scratch, stage
+from common import scratch, shard, stage
 from common.domain import ArtifactKind, Outcome, Priority, RunState, Stage
 from common.errors import AudioUnreadable
 from common.messages import ShardMessage
 from common.settings import Settings
-from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput
+from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput, each
 from common.tables import Artifact, Attempt, Job, Recording, StageRun
 from services.dispatcher.shards import take_shard
 from tests.pipeline.conftest import MakeJob, states
@@ -90,7 +90,7 @@ def run(around: stage.Surroundings, sessions: sessionmaker[Session]) -> Run:
                 return served
             served.append(shard.id)
             message = ShardMessage(shard_id=shard.id, stage=Stage.SEGMENT)
-            stage.run_shard(around, message, load, process)
+            stage.run_shard(around, message, load, each(process))
 
     return run_job
 
@@ -285,12 +285,12 @@ def test_hostile_messages_are_refused(message: dict[str, Any]) -> None:
 def test_the_key_depends_on_everything_that_shapes_the_result() -> None:
     base = ("0" * 64, "d" * 64, "{}", ["k"])
     keys = {
-        stage.idempotency_key(Stage.CLASSIFY, *base),
-        stage.idempotency_key(Stage.ENHANCE, *base),
-        stage.idempotency_key(Stage.CLASSIFY, "1" * 64, *base[1:]),
-        stage.idempotency_key(Stage.CLASSIFY, base[0], "e" * 64, *base[2:]),
-        stage.idempotency_key(Stage.CLASSIFY, *base[:2], '{"top_k":3}', base[3]),
-        stage.idempotency_key(Stage.CLASSIFY, *base[:3], ["other"]),
+        shard.idempotency_key(Stage.CLASSIFY, *base),
+        shard.idempotency_key(Stage.ENHANCE, *base),
+        shard.idempotency_key(Stage.CLASSIFY, "1" * 64, *base[1:]),
+        shard.idempotency_key(Stage.CLASSIFY, base[0], "e" * 64, *base[2:]),
+        shard.idempotency_key(Stage.CLASSIFY, *base[:2], '{"top_k":3}', base[3]),
+        shard.idempotency_key(Stage.CLASSIFY, *base[:3], ["other"]),
     }
     assert len(keys) == 6
-    assert stage.idempotency_key(Stage.CLASSIFY, *base) in keys
+    assert shard.idempotency_key(Stage.CLASSIFY, *base) in keys
