@@ -50,22 +50,28 @@ def _in_order(methods: tuple[ExplainMethod, ...]) -> tuple[ExplainMethod, ...]:
 
 
 def _in_words(wanted: object) -> object:
-    """Return labels for what is asked for in words; what is no text is left as it is.
-
-    Whoever asks to remove something and is half understood would lose or keep the wrong sounds, so
-    here a text is refused that names anything that is not known, or what is to be kept.
-    """
+    """Return labels for what is asked for in words; what is not understood is left as it is."""
     if isinstance(wanted, str):
         return _asked_for(wanted)
     if not isinstance(wanted, list | tuple) or not all(isinstance(one, str) for one in wanted):
         return wanted
     if len(wanted) > MAX_WISHES:
         raise ValueError(f"more than {MAX_WISHES} texts")
-    return tuple(dict.fromkeys(label for one in wanted for label in _asked_for(one)))
+    labels: list[str] = []
+    for one in wanted:
+        try:
+            labels += _asked_for(one)
+        except ValueError:
+            labels.append(one)  # is refused in its place
+    return tuple(dict.fromkeys(labels))
 
 
 def _asked_for(text: str) -> tuple[str, ...]:
-    """Return the labels that a text asks to remove: itself, where it is a label."""
+    """Return the labels that a text asks to remove: itself, where it is a label.
+
+    Whoever asks to remove something and is half understood would lose or keep the wrong sounds, so
+    a text is refused that names anything that is not known, or what is to be kept.
+    """
     if text in LABELS:
         return (text,)
     meant = understand(text)
@@ -79,8 +85,16 @@ def _asked_for(text: str) -> tuple[str, ...]:
     return meant.labels
 
 
+def _understood(text: str) -> str:
+    _asked_for(text)
+    return text
+
+
 KnownLabel = Annotated[str, AfterValidator(_known_label)]
-InWords = BeforeValidator(_in_words, json_schema_input_type=str | tuple[str, ...])
+RemovedLabels = Annotated[
+    tuple[Annotated[str, AfterValidator(_understood)], ...],
+    BeforeValidator(_in_words, json_schema_input_type=str | tuple[str, ...]),
+]
 
 
 class StageParams(BaseModel):
@@ -138,7 +152,7 @@ class RestoreParams(StageParams):
     Labels, or words for them: "the barking dog". What is kept of words are the labels.
     """
 
-    remove: Annotated[tuple[KnownLabel, ...], InWords] = (
+    remove: RemovedLabels = (
         "car_horn",
         "dog",
         "drilling",
