@@ -38,7 +38,7 @@ SHORT_LABELS = frozenset({"clock_tick", "dog", "gun_shot", "rooster", "sneezing"
 
 POOLINGS = ("max", "mean")
 WINDOWS = ("hann", "hamming", "blackman")
-MAX_WIDTH = 1024
+MAX_WIDTH = 512
 MAX_LABELS = 10_000
 
 
