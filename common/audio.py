@@ -23,6 +23,8 @@ from common.resample import Resampler as Resampler
 from common.resample import resample_blocks as resample_blocks
 from common.stage_io import AudioFacts
 
+MAX_CLIP_S = 600.0
+"""What is read whole is no longer: a day among training clips would fill the memory."""
 PEAK_LIMIT = 8.0
 """Samples beyond are limited to this; 1 is full scale."""
 COMPLETE_SHARE = 0.98
@@ -140,9 +142,9 @@ def read_clip(path: Path, sample_rate: int) -> AudioBlock:
     """Return a whole short file as mono float32 (n,) at ``sample_rate``, channels averaged.
 
     Raises:
-        AudioError: as ``AudioReader`` does.
+        AudioError: as ``AudioReader`` does; longer than MAX_CLIP_S.
     """
-    with AudioReader(path) as reader:
+    with AudioReader(path, AudioLimits(max_duration_s=MAX_CLIP_S)) as reader:
         mono = (block.mean(axis=0, keepdims=True) for block in reader.blocks())
         parts = list(resample_blocks(mono, reader.info.sample_rate, sample_rate))
     clip: AudioBlock = np.concatenate(parts, axis=1)[0]

@@ -154,6 +154,12 @@ def test_read_clip_is_mono_at_the_rate_asked_for(tmp_path: Path) -> None:
     assert clip.dtype == np.float32
 
 
+def test_read_clip_refuses_what_is_no_clip(tmp_path: Path) -> None:
+    path = write_soundfile(tmp_path / "x.flac", np.zeros((1, 8_000 * 601), np.float32), 8_000)
+    with pytest.raises(AudioTooLong):
+        read_clip(path, 8_000)
+
+
 # Values
 
 
