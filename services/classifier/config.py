@@ -39,6 +39,7 @@ SHORT_LABELS = frozenset({"clock_tick", "dog", "gun_shot", "rooster", "sneezing"
 POOLINGS = ("max", "mean")
 WINDOWS = ("hann", "hamming", "blackman")
 MAX_WIDTH = 512
+"""The widest of the papers' maps. Nothing that a config may ask for takes a gigabyte."""
 MAX_LABELS = 10_000
 
 

@@ -1,4 +1,4 @@
-"""The classifier: losses by hand, events by hand, odd recordings. The networks have their own tests."""
+"""The classifier: losses by hand, events by hand, odd recordings. Networks have their own tests."""
 
 from __future__ import annotations
 
