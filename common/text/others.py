@@ -100,10 +100,12 @@ earth|heart|breathe|notion|motion|motive|emotion|pollution|swelter
 """
 
 FUNCTION_WORDS = """
-a all also am an and any anybody anyone anything anywhere apart are as aside at be been before being
+a all also am an and another any anybody anyone anything anywhere apart are as aside at be been
+before being
 below besides between both but by can cannot cant could couldnt did didnt do does doesnt doing done
 dont down during each either every everybody everyone everything everywhere except excepting
-excluding few for from get gets getting give go goes going gone got had hadnt has hasnt have havent
+excluding few followed for from get gets getting give go goes going gone got had hadnt has hasnt
+have havent
 having he her here hers hes him his how however i id if im in instead into is isnt it its ive just
 last least less let like little lot lots made make makes many may me might mine more most much must
 my near neither never next no nobody none nor not nothing now of off often on once one only onto or

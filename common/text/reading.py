@@ -20,6 +20,7 @@ from common.text.others import (
 from common.text.spelling import NgramIndex
 from common.text.words import is_word, stem
 
+ADVERB_ENDING = "ly"
 EXACT, STEMMED = 1.0, 0.95
 Phrase = tuple[str, ...]
 
@@ -143,7 +144,7 @@ def _longest(words: list[_Word], start: int) -> tuple[Item, int]:
     word = words[start]
     if not is_word(word.written) or word.meant in book.borders:
         kind = Kind.BORDER
-    elif word.meant in book.qualifiers:
+    elif word.meant in book.qualifiers or word.meant.endswith(ADVERB_ENDING):
         kind = Kind.QUALIFIER
     else:
         kind = Kind.UNKNOWN

@@ -24,7 +24,7 @@ MIN_LENGTH = 4  # of shorter words, too many are one letter apart
 MAX_LENGTH = 30
 CANDIDATES = 8
 ONE_EDIT_FROM = 6  # characters; shorter words may have two letters swapped or one doubled
-TWO_EDITS_FROM = 9
+TWO_EDITS_FROM = 10
 OTHER_FORM = 0.75  # similarity
 
 
