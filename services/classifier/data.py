@@ -1,44 +1,52 @@
 """Batches for training: crops and mixtures of clips with targets per clip and per segment.
 
-Clips are kept as log-mel spectrograms, and everything that is done to them (mixing, gain,
-equaliser, low-pass, pitch, tempo) is done there: the power of a mixture is taken as the sum of
-the powers, which holds on average for sounds that are independent of each other.
+Clips are kept as log-mel spectrograms, and everything that is done to them (mixing, and what
+``augment`` does) is done there: the power of a mixture is taken as the sum of the powers, which
+holds on average for sounds that are independent of each other.
 
-Sources: between-class mixing, Tokozume et al. 2018; SpecAugment, Park et al. 2019.
+Source: between-class mixing, Tokozume et al. 2018, "Learning from between-class examples".
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.signal import lfilter
 from torch import Tensor
 
 from common.datasets import Clip, ClipBank
-from common.features import LOG_FLOOR, LogMel
+from common.features import LOG_FLOOR
 from common.labels import BACKGROUND_LABELS
+from services.classifier.augment import (
+    DB,
+    LOWEST,
+    Augmentation,
+    blank_stripes,
+    reverberated,
+    soft_noise,
+    varied,
+)
 from services.classifier.config import CELL_BANDS, CELL_FRAMES, SHORT_LABELS, Config
+from services.classifier.model import front_end
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
-BATCH_SEGMENTS = 512
-MAX_BATCH = 48
-CROP_SEGMENTS = ((32, 0.55), (64, 0.25), (12, 0.12), (6, 0.08))
+MAX_BATCH = 64
+CROP_SEGMENTS = ((16, 0.35), (32, 0.40), (64, 0.15), (8, 0.10))
 """Lengths of crops in segments, and how often; a batch holds crops of one length."""
 SPEECH_SHARE = 0.05
+PAIR_GAP_DB = 12.0
+"""The two of a pair differ in level by at most this."""
 SCENE_EVENTS = (0.08, 0.30, 0.27, 0.18, 0.10, 0.07)
 """How often a scene has 0, 1, 2, ... events beside its background."""
-REVERB_SHARE = 0.25
 RUMBLE_BANDS = 2
 """The lowest mel bands (under about 100 Hz) do not count when activity is judged."""
 TYPICAL_DB = 28.0
 """Level of the power summed over the bands: about -25 dB of full scale."""
-DB = 10.0 / np.log(10.0)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class MelBank:
     def __init__(self, bank: ClipBank, clips: Sequence[Clip], config: Config) -> None:
         self.clips = tuple(clips)
         self.labels = config.labels
-        front = LogMel(config.sample_rate, config.n_fft, config.hop_length, config.n_mels)
+        front = front_end(config)
         with torch.inference_mode():
             self._spectrograms = [
                 front(torch.from_numpy(bank.waveform(clip))[None])[0, :, :-1]
@@ -89,10 +97,18 @@ class MelBank:
 
 @dataclass(frozen=True)
 class Layer:
-    """One sound of a mixture: its label and its power, (T, F), zeros where it is not."""
+    """One sound of a mixture: its labels and its power, (T, F), zeros where it is not."""
 
-    label: str
+    labels: tuple[str, ...]
     power: Array
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Clips of one class and how often each is drawn; the shares sum to 1."""
+
+    numbers: np.ndarray[Any, np.dtype[np.int64]]
+    shares: np.ndarray[Any, np.dtype[np.float64]]
 
 
 def activity(layer: Array, label: str, total: Array) -> tuple[Array, Array]:
@@ -127,34 +143,40 @@ def _gain(power: Array, level_db: float) -> float:
     return min(max(10.0 ** (level_db / 10.0) / max(level, 1e-9), 1e-6), 1e6)
 
 
-class BatchMaker:
-    """Draws batches without end, the same ones under the same seed."""
+def _source(clip: Clip) -> str:
+    """Return what tells the recordings of a class apart."""
+    return f"{clip.dataset}/{clip.label}/{clip.source_id}"
 
-    def __init__(self, mels: MelBank, config: Config, seed: int) -> None:
+
+class BatchMaker:
+    """Draws batches; what it draws follows from ``rng``, which may be replaced between batches.
+
+    A class is drawn as often as the root of its number of clips says, and within a class a clip
+    the less often the more clips its recording gave: ten slices of one engine are hardly more than
+    one.
+    """
+
+    def __init__(
+        self, mels: MelBank, config: Config, seed: int, how: Augmentation | None = None
+    ) -> None:
         self.mels = mels
         self.config = config
+        self.how = how or Augmentation()
         self.rng = np.random.default_rng(seed)
-        self.by_label: dict[str, list[int]] = defaultdict(list)
         self.by_source: dict[str, list[int]] = defaultdict(list)
+        by_label: dict[str, list[int]] = defaultdict(list)
         for number in mels.usable:
             clip = mels.clips[number]
-            self.by_label[clip.label].append(number)
-            self.by_source[f"{clip.label}/{clip.source_id}"].append(number)
-        self.known = sorted(self.by_label)
-        weight = np.array([len(self.by_label[label]) ** 0.5 for label in self.known])
+            by_label[clip.label].append(number)
+            self.by_source[_source(clip)].append(number)
+        self.by_label = {label: self._weighted(numbers) for label, numbers in by_label.items()}
+        self.known = sorted(by_label)
+        weight = np.array([len(by_label[label]) ** 0.5 for label in self.known])
         if "speech" in self.known and len(self.known) > 1:
             speech = self.known.index("speech")
             weight[speech] = 0.0
             weight[speech] = SPEECH_SHARE * weight.sum()
         self.label_shares = weight / weight.sum()
-        self.band_axis = np.arange(config.n_mels, dtype=np.float32)
-
-    def __iter__(self) -> Iterator[Batch]:
-        lengths = [length for length, _ in CROP_SEGMENTS]
-        odds = [share for _, share in CROP_SEGMENTS]
-        while True:
-            segments = int(self.rng.choice(lengths, p=odds))
-            yield self.batch(min(BATCH_SEGMENTS // segments, MAX_BATCH), segments)
 
     def batch(self, n_items: int, segments: int) -> Batch:
         """Return a batch of ``n_items`` crops of ``segments`` segments."""
@@ -167,20 +189,24 @@ class BatchMaker:
         segment_weight = np.ones((n_items, K, t), np.float32)
         for b in range(n_items):
             layers = self._layers(T)
-            noise = self._noise(T)
-            total = noise + sum((layer.power for layer in layers), np.float32(0.0))
+            total = np.zeros((T, self.config.n_mels), np.float32)
+            for layer in layers:
+                total += layer.power
+            if self.rng.random() < self.how.noise_share:
+                total += soft_noise((T, self.config.n_mels), self.rng)
             logmel[b] = np.log(total + np.float32(LOG_FLOOR))
             for layer in layers:
-                k = self.config.labels.index(layer.label)
-                on, known = activity(layer.power, layer.label, total)
-                present[b, k] = 1.0
-                share[b, k] += float(np.sqrt(layer.power.mean()))
-                before, certain = segment_present[b, k], segment_weight[b, k]
-                sure = np.maximum(on * known, before * certain)
-                segment_weight[b, k] = np.where(on + before > 0, sure, known * certain)
-                segment_present[b, k] = np.maximum(before, on)
+                for label in layer.labels:
+                    k = self.config.labels.index(label)
+                    on, known = activity(layer.power, label, total)
+                    present[b, k] = 1.0
+                    share[b, k] += float(np.sqrt(layer.power.mean()))
+                    before, certain = segment_present[b, k], segment_weight[b, k]
+                    sure = np.maximum(on * known, before * certain)
+                    segment_weight[b, k] = np.where(on + before > 0, sure, known * certain)
+                    segment_present[b, k] = np.maximum(before, on)
             mask[b] = self._mask(layers, total)
-            self._spec_augment(logmel[b])
+            blank_stripes(logmel[b], self.how, self.rng)
         share /= np.maximum(share.sum(1, keepdims=True), 1e-9)
         arrays = (mask, share, present, segment_present, segment_weight)
         return Batch(
@@ -188,22 +214,29 @@ class BatchMaker:
             *(torch.from_numpy(array) for array in arrays),
         )
 
+    def _weighted(self, numbers: Sequence[int]) -> Weighted:
+        """Return clips and how often each is drawn."""
+        slices = [len(self.by_source[_source(self.mels.clips[n])]) for n in numbers]
+        weight = 1.0 / np.sqrt(np.array(slices, np.float64))
+        return Weighted(np.array(numbers), weight / weight.sum())
+
     def _layers(self, T: int) -> list[Layer]:
         """Return a clip alone, two mixed, or a scene of a background and placed events."""
         draw = self.rng.random()
-        if draw < 0.50:
-            power = np.exp(self._crop(label := self._label(), T)) - np.float32(LOG_FLOOR)
+        if draw < self.how.alone_share:
+            number = self._number(self._label())
+            power = np.exp(self._crop(number, T)) - np.float32(LOG_FLOOR)
             # half the way to a common level: what is recorded softly stays softer
-            change = (_gain(power, TYPICAL_DB) ** 0.5) * 10.0 ** (self.rng.normal(0.0, 0.5))
-            return [Layer(label, np.maximum(power, 0.0) * np.float32(change))]
+            change = np.float32(_gain(power, TYPICAL_DB) ** 0.5)
+            return [Layer(self._labels(number), np.maximum(power, 0.0) * change)]
         level_db = float(self.rng.normal(TYPICAL_DB, 9.0))
-        if draw < 0.75:
-            gap_db = float(self.rng.uniform(-9.0, 9.0))
+        if draw < self.how.alone_share + self.how.pair_share:
+            gap_db = float(self.rng.uniform(-PAIR_GAP_DB, PAIR_GAP_DB))
             return [self._whole(T, level_db), self._whole(T, level_db + gap_db)]
         layers: list[Layer] = []
         backgrounds = [label for label in self.known if label in BACKGROUND_LABELS]
         if backgrounds and self.rng.random() < 0.6:
-            layers.append(self._whole(T, level_db, str(self.rng.choice(backgrounds))))
+            layers.append(self._whole(T, level_db, str(self.rng.choice(backgrounds)), in_room=True))
         for _ in range(int(self.rng.choice(len(SCENE_EVENTS), p=SCENE_EVENTS))):
             layers.append(self._placed(T, level_db + float(self.rng.uniform(-3.0, 20.0))))
         return layers
@@ -211,37 +244,45 @@ class BatchMaker:
     def _label(self) -> str:
         return str(self.rng.choice(self.known, p=self.label_shares))
 
-    def _whole(self, T: int, level_db: float, label: str = "") -> Layer:
+    def _number(self, label: str) -> int:
+        """Return a random clip of a class."""
+        clips = self.by_label[label]
+        return int(self.rng.choice(clips.numbers, p=clips.shares))
+
+    def _labels(self, number: int) -> tuple[str, ...]:
+        return self.mels.clips[number].labels
+
+    def _whole(self, T: int, level_db: float, label: str = "", in_room: bool = False) -> Layer:
         """Return a layer that fills the crop; of a random class where none is named."""
-        label = label or self._label()
-        return Layer(label, self._levelled(self._crop(label, T), level_db))
+        number = self._number(label or self._label())
+        return Layer(self._labels(number), self._levelled(self._crop(number, T), level_db, in_room))
 
     def _placed(self, T: int, level_db: float) -> Layer:
         """Return a layer that fills only a part of the crop."""
-        label = self._label()
+        number = self._number(self._label())
         length = max(2, int(T * self.rng.uniform(0.1, 0.6)))
         start = int(self.rng.integers(0, T - length + 1))
         power = np.zeros((T, self.config.n_mels), np.float32)
-        power[start : start + length] = self._levelled(self._crop(label, length), level_db)
-        return Layer(label, power)
+        sound = self._levelled(self._crop(number, length), level_db, in_room=True)
+        power[start : start + length] = sound
+        return Layer(self._labels(number), power)
 
-    def _levelled(self, logmel: Array, level_db: float) -> Array:
+    def _levelled(self, logmel: Array, level_db: float, in_room: bool) -> Array:
         """Return power (T, F) at ``level_db``, some of it with the decay of a room."""
         power = np.maximum(np.exp(logmel) - np.float32(LOG_FLOOR), 0.0)
-        if self.rng.random() < REVERB_SHARE:
-            decay_s = self.rng.uniform(0.15, 1.0)  # by 60 dB
-            keep = 10.0 ** (-6.0 * self.config.hop_length / self.config.sample_rate / decay_s)
-            tail = lfilter([1.0 - keep], [1.0, -keep], power, axis=0)
-            power = power + np.float32(10.0 ** self.rng.uniform(-1.5, 0.0)) * tail
+        if in_room and self.rng.random() < self.how.reverb_share:
+            hop_s = self.config.hop_length / self.config.sample_rate
+            power = reverberated(power, hop_s, self.rng)
         return np.asarray(power * _gain(power, level_db), np.float32)
 
-    def _crop(self, label: str, T: int) -> Array:
-        """Return T frames of a random clip as log-mel (T, F), varied."""
-        number = int(self.rng.choice(self.by_label[label]))
-        stretch = float(np.exp(self.rng.normal(0.0, 0.12))) if self.rng.random() < 0.4 else 1.0
+    def _crop(self, number: int, T: int) -> Array:
+        """Return T frames of a clip as log-mel (T, F), varied."""
+        stretch = 1.0
+        if self.rng.random() < self.how.stretch_share:
+            stretch = float(np.exp(self.rng.normal(0.0, self.how.stretch_deviation)))
         need = max(2, round(T * stretch))
         n = self.mels.n_frames(number)
-        if n < need and label == "speech":
+        if n < need and self.mels.clips[number].label == "speech":
             source = self._joined(number, need)
         else:
             source = self.mels.logmel(number)
@@ -249,7 +290,7 @@ class BatchMaker:
             source = source[(start + np.arange(need)) % n]
         if need != T:
             source = source[(np.arange(T) * (need / T)).astype(np.int64)]
-        return self._varied(source)
+        return varied(source, self.how, self.rng)
 
     def _start(self, source: Array, need: int) -> int:
         """Return a start whose crop holds something near the clip's own highest level."""
@@ -266,8 +307,8 @@ class BatchMaker:
     def _joined(self, number: int, need: int) -> Array:
         """Return short clips of one speaker one after the other, with pauses."""
         clip = self.mels.clips[number]
-        others = self.by_source[f"{clip.label}/{clip.source_id}"]
-        joined = np.full((need, self.config.n_mels), np.log(LOG_FLOOR), np.float32)
+        others = self.by_source[_source(clip)]
+        joined = np.full((need, self.config.n_mels), LOWEST, np.float32)
         at = int(self.rng.integers(0, max(1, min(need // 2, 30))))
         while at < need:
             word = self.mels.logmel(number)[: need - at]
@@ -278,39 +319,6 @@ class BatchMaker:
                 break
         return joined
 
-    def _varied(self, logmel: Array) -> Array:
-        """Return a spectrogram with another pitch, equaliser and bandwidth. (T, F), log."""
-        rng = self.rng
-        if rng.random() < 0.3:
-            shift = float(rng.normal(0.0, 1.2))
-            at = np.clip(self.band_axis - shift, 0.0, len(self.band_axis) - 1.0)
-            left = np.minimum(at.astype(np.int64), len(at) - 2)
-            part = (at - left).astype(np.float32)
-            logmel = logmel[:, left] * (1.0 - part) + logmel[:, left + 1] * part
-        curve = np.zeros_like(self.band_axis)
-        if rng.random() < 0.5:
-            for _ in range(3):
-                centre, width = rng.uniform(0.0, len(curve)), rng.uniform(4.0, 20.0)
-                bump = np.exp(-0.5 * ((self.band_axis - centre) / width) ** 2)
-                curve += np.float32(rng.normal(0.0, 4.0)) * bump
-        if rng.random() < 0.35:
-            # bands 32 to 62 of 64: about 3.2 to 15 kHz; digits end at 4 kHz, UrbanSound8K at 11
-            edge = float(rng.choice([rng.uniform(32.0, 62.0), 37.5, 56.5], p=[0.6, 0.25, 0.15]))
-            slope_db = float(rng.uniform(6.0, 40.0))
-            curve -= np.clip(self.band_axis - edge * len(curve) / 64.0, 0.0, None) * slope_db
-        floor = np.float32(np.log(LOG_FLOOR))
-        return np.maximum(logmel + np.float32(1.0 / DB) * curve, floor).astype(np.float32)
-
-    def _noise(self, T: int) -> Array:
-        """Return the power of a soft stationary noise of random colour, (T, F), mostly none."""
-        rng = self.rng
-        F = self.config.n_mels
-        if rng.random() > 0.4:
-            return np.zeros((T, F), np.float32)
-        level_db, tilt_db = rng.uniform(-45.0, 5.0), rng.uniform(-25.0, 10.0)
-        spectrum = 10.0 ** ((level_db + tilt_db * self.band_axis / F) / 10.0)
-        return (spectrum * rng.gamma(3.0, 1.0 / 3.0, (T, F))).astype(np.float32)
-
     def _mask(self, layers: Sequence[Layer], total: Array) -> Array:
         """Return a mask per cell, (f, t): all ones, from the true layers, or from energy alone."""
         rng = self.rng
@@ -318,7 +326,7 @@ class BatchMaker:
         draw = rng.random()
         if draw < 0.4:
             return np.ones((F // CELL_BANDS, T // CELL_FRAMES), np.float32)
-        front = [layer.power for layer in layers if layer.label not in BACKGROUND_LABELS]
+        front = [layer.power for layer in layers if not BACKGROUND_LABELS.issuperset(layer.labels)]
         if draw < 0.75 and front:
             ahead = sum(front, np.float32(0.0))
             floor = np.quantile(ahead, 0.15, axis=0, keepdims=True)
@@ -335,17 +343,3 @@ class BatchMaker:
             grid = grid * np.float32(rng.uniform(0.2, 1.0))
             grid = np.clip(grid + rng.normal(0.0, 0.15, grid.shape), 0.0, 1.0)
         return grid.astype(np.float32)
-
-    def _spec_augment(self, logmel: Array) -> None:
-        """Blank stretches of time and of frequency in place, in a (T, F) spectrogram."""
-        T, F = logmel.shape
-        fill = logmel.mean()
-        for _ in range(2):
-            if self.rng.random() < 0.6:
-                width = int(self.rng.integers(1, 9))
-                start = int(self.rng.integers(0, F - width))
-                logmel[:, start : start + width] = fill
-            if self.rng.random() < 0.6:
-                width = int(self.rng.integers(1, max(2, T // 8)))
-                start = int(self.rng.integers(0, T - width))
-                logmel[start : start + width] = fill
