@@ -26,7 +26,7 @@ from services.classifier.benchmark import (
     report,
 )
 from services.classifier.config import DEFAULT_WEIGHTS
-from services.classifier.infer import LoadedClassifier, load
+from services.classifier.infer import load
 from services.classifier.judging import (
     TAG_THRESHOLD,
     Known,
@@ -40,6 +40,7 @@ from services.classifier.judging import (
     known_only,
     score_by_set,
 )
+from services.classifier.listening import LoadedClassifier
 from services.classifier.peers import PEER_NAMES, Peer
 from services.classifier.protocols import PROTOCOLS, RANDOM_SPLIT, Protocol, at_random
 from services.classifier.provenance import seen_in_training, trained_on

@@ -67,10 +67,12 @@ def find_events(
         segment_s: length of a segment.
         duration_s: no event ends later.
     """
-    size = min(median_segments(label, segment_s), 2 * ((len(probabilities) - 1) // 2) + 1)
-    smooth = median_filter(probabilities, size=size, mode="nearest")
     # a threshold of 0 asks for everything, silence still holds nothing
     high = max(threshold, 1e-6)
+    if probabilities.max() < high:
+        return []
+    size = min(median_segments(label, segment_s), 2 * ((len(probabilities) - 1) // 2) + 1)
+    smooth = median_filter(probabilities, size=size, mode="nearest")
     spans = union_of(
         [
             (start * segment_s, stop * segment_s)

@@ -23,7 +23,7 @@ from common.datasets import (
 )
 from common.datasets.clips import RENAMED
 from common.errors import DatasetInvalid, FoldMissing
-from services.classifier.infer import LoadedClassifier
+from services.classifier.listening import LoadedClassifier
 from services.classifier.pictures import confusion, evaluation_picture, tags_picture
 from services.classifier.predictions import Array, Predictions, predict, predictions_of
 from services.classifier.reports import percent

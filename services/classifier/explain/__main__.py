@@ -16,7 +16,8 @@ from common.stage_io import StageInput
 from services.classifier.config import Config
 from services.classifier.explain.methods import possible
 from services.classifier.explain.stage import explain
-from services.classifier.infer import listen, load
+from services.classifier.infer import load
+from services.classifier.listening import listen
 
 
 def main(

@@ -23,7 +23,7 @@ from services.classifier.explain.resynthesis import resynthesised
 from services.classifier.explain.rollout import attention_rollout
 from services.classifier.explain.stages import StageMaps, feature_maps
 from services.classifier.explain.windows import Extract
-from services.classifier.infer import LoadedClassifier
+from services.classifier.listening import LoadedClassifier
 
 MAPS: dict[ExplainMethod, Callable[[Question], Relevance]] = {
     "integrated_gradients": integrated_gradients,

@@ -6,83 +6,97 @@ from dataclasses import dataclass
 
 from common.errors import ParametersInvalid
 from common.params import EXPLAIN_METHODS, ClassifyParams, ExplainMethod
-from services.classifier.config import Config
+from services.classifier.config import Config, HybridSettings, VggSlatSettings
 
-GRAD_CAM_STAGES: dict[str, tuple[str, ...]] = {
-    "hybrid": ("block3",),
+GRAD_CAM_STAGE: dict[str, str] = {
+    "hybrid": "block3",
+    "resnet": "stage4",
+    "vgg_slat": "block4",
+    "stride_cnn": "block4",
 }
-"""The stages, by architecture, whose maps Grad-CAM weighs: the last that still know where."""
+"""Whose maps Grad-CAM weighs: the last stage of convolutions whose cells span at most 16 bands and
+16 frames. Beyond, of ``vgg_slat``, hardly anything is left of where a sound was."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What a method's map says. ``of_label``: it differs from label to label."""
+    """What a method's map says.
+
+    ``of_label``: it differs from label to label. ``signed``: bins can also speak against it.
+    """
 
     title: str
     says: str
     of_label: bool
+    signed: bool
     evidence: str  # strong, or weak
 
 
 ABOUT: dict[ExplainMethod, About] = {
     "integrated_gradients": About(
         "integrated gradients",
-        "how much each bin adds to the label's logit, compared with silence; the bins sum up to it",
+        "how much each bin adds to the logit, compared with silence",
         of_label=True,
+        signed=True,
         evidence="strong",
     ),
     "grad_cam": About(
         "Grad-CAM",
-        "where the last maps of the network that speak for the label are active; coarse",
+        "where the late maps that speak for the label are active; coarse",
         of_label=True,
+        signed=False,
         evidence="strong",
     ),
     "lrp": About(
         "layer-wise relevance propagation",
-        "the label's logit handed back from layer to layer; what arrives sums up to it",
+        "the logit handed back from layer to layer to the bins",
         of_label=True,
+        signed=True,
         evidence="strong",
     ),
     "attention_rollout": About(
         "attention rollout",
-        "where the patch branch looked, whatever the label; not what it made of it",
+        "where the patch branch looked, whatever the label",
         of_label=False,
+        signed=False,
         evidence="weak",
     ),
     "feature_maps": About(
         "feature maps",
         "what each stage of the network makes of the sound, whatever the label",
         of_label=False,
+        signed=False,
         evidence="weak",
     ),
 }
 
 
 def possible(config: Config) -> tuple[ExplainMethod, ...]:
-    """Return the methods that fit an architecture, in their order."""
+    """Return the methods that fit a network, in their order."""
     fits: dict[ExplainMethod, bool] = {
         "integrated_gradients": True,
-        "grad_cam": config.architecture in GRAD_CAM_STAGES,
-        "lrp": config.architecture == "vgg_slat",
-        "attention_rollout": config.architecture == "hybrid",
+        "grad_cam": True,
+        "lrp": isinstance(config.network, VggSlatSettings) and config.network.lstm_width == 0,
+        "attention_rollout": isinstance(config.network, HybridSettings),
         "feature_maps": True,
     }
     return tuple(method for method in EXPLAIN_METHODS if fits[method])
 
 
 def check(config: Config, params: ClassifyParams) -> None:
-    """Check what can only be known where the weights are: before anything is computed.
+    """Check what can only be known where the weights are.
 
     Raises:
-        ParametersInvalid: a method that does not fit the architecture, or a label that these
-            weights do not know.
+        ParametersInvalid: a method that does not fit the network, or a label that these weights
+            do not know.
     """
     can = possible(config)
     wrong = [method for method in params.explain if method not in can]
     if wrong:
+        lstm = isinstance(config.network, VggSlatSettings) and config.network.lstm_width > 0
         raise ParametersInvalid(
-            f"classify.explain: {', '.join(wrong)} cannot explain a network of the architecture "
-            f"{config.architecture}; possible: {', '.join(can)}"
+            f"classify.explain: {', '.join(wrong)} cannot explain {config.architecture}"
+            f"{' with an LSTM' if lstm else ''}; possible: {', '.join(can)}"
         )
     if not params.explain:
         return

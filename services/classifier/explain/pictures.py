@@ -60,19 +60,12 @@ def relevance_picture(answer: Answer, reason: Reason, config: Config) -> bytes:
             linewidths=0.7,
         )
     about = ABOUT[reason.method]
-    overlaid.set_title(
-        f"{about.title}: {about.says}; outlined: the most relevant bins",
-        loc="left",
-        fontsize=9,
-    )
-    colours = LinearSegmentedColormap.from_list("relevance", [AGAINST, (1, 1, 1), FOR])
-    scale = ScalarMappable(cmap=colours)
-    scale.set_clim(-1.0, 1.0)
+    overlaid.set_title(f"{about.title}: {about.says}", loc="left", fontsize=9)
+    shades = [AGAINST, (1, 1, 1), FOR] if about.signed else [(1, 1, 1), FOR]
+    scale = ScalarMappable(cmap=LinearSegmentedColormap.from_list("relevance", shades))
+    scale.set_clim(-1.0 if about.signed else 0.0, 1.0)
     bar = figure.colorbar(scale, ax=overlaid, pad=0.015, ticks=[-1, 0, 1])
-    bar.set_label("against … for the label")
-    if not about.of_label:
-        bar.set_label("little … much")
-        bar.ax.set_ylim(0.0, 1.0)
+    bar.set_label("relevance (outlined: the most)")
     overlaid.set_xlabel("time in the recording (s)")
     for axes in (plain, overlaid):
         _in_hertz(axes, config)

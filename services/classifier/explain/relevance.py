@@ -2,13 +2,14 @@
 
 Sources: Bach et al. 2015, "On pixel-wise explanations for non-linear classifier decisions by
 layer-wise relevance propagation" (epsilon rule); Montavon et al. 2019, "Layer-wise relevance
-propagation: an overview" (a rule per depth: epsilon at the top, gamma below); Montavon et al. 2017,
-"Explaining nonlinear classification decisions with deep Taylor decomposition" (z+ and zB rules).
-Biases take no relevance: in every layer all of it goes on to what came in, so that its sum is kept.
-The label's own bias is no part of what is explained: it is there whatever sounds.
+propagation: an overview" (gamma rule, and a rule per depth); Montavon et al. 2017, "Explaining
+nonlinear classification decisions with deep Taylor decomposition" (z+ rule). Norms are folded into
+the convolutions first. Then the epsilon rule for the layer of the classes, the gamma rule below,
+and the z+ rule at the input. Biases take no relevance: all of it goes on to what came in, so that
+its sum is kept. The label's own bias is no part of what is explained: it is there whatever sounds.
 
-Captum's rules want inputs of one sign, which log-mel normalised per band is not: at the input a bin
-counts by how far it stands out from silence, through the weights that make it count for.
+Captum's rules want inputs of one sign, which log-mel normalised per band is not. So the first layer
+is ours: there a bin counts by how far it stands out from silence.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from torch import Tensor, nn
 from services.classifier.explain.question import SILENCE, Question, Relevance, relevance_of
 from services.classifier.networks.vgg_slat import VggSlat
 
-GAMMA = 0.25
-"""How much more positive weights count below the top layer."""
-LOUDEST = 12.0
+GAMMA = 10.0
+"""How much more positive weights count. Large, since biases take nothing: with little more weight
+on what excites a unit, what is left to divide by comes near zero and relevance explodes."""
+
 STABILISER = 1e-6
-RULE = "zplus"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def lrp(question: Question) -> Relevance:
     """Return the logit, its bias aside, handed back to the bins.
 
     Raises:
-        TypeError: the network is no `vgg_slat` without LSTM.
+        TypeError: the network is no `vgg_slat`, or has an LSTM.
     """
     from captum.attr import LRP
     from captum.attr._utils.lrp_rules import GammaRule
@@ -64,13 +65,13 @@ def lrp(question: Question) -> Relevance:
     above = nn.Sequential(*rest, *own.f1, own.f2)
     for layer in above:
         if isinstance(layer, nn.Conv2d):
-            gamma = 0.0 if layer is own.f2 else GAMMA  # 0: the epsilon rule
+            gamma = 0.0 if layer is own.f2 else GAMMA  # with 0 it is the epsilon rule
             layer.rule = GammaRule(gamma=gamma, set_bias_to_zero=True)
     with torch.no_grad():
-        seen = first(forward.maps)
-    own.f2.bias.data.zero_()
+        own.f2.bias.zero_()
+        seen = first(forward.maps).repeat(len(heard), 1, 1, 1)
     shares = LRP(above).attribute(
-        seen.expand(len(heard), -1, -1, -1),
+        seen.requires_grad_(),
         target=[(question.label, 0, segment) for segment in heard],
     )  # (segments, C, F, T'): each sums up to the segment's logit
     weights = forward.weights[heard, None, None, None]
@@ -102,26 +103,12 @@ def _forward(question: Question, network: VggSlat) -> _Forward:
 
 
 def _to_input(question: Question, conv: nn.Conv2d, x: Tensor, relevance: Tensor) -> Tensor:
-    """Return the relevance of the input (1, 1, F, T') from that of the first maps (1, C, F, T')."""
-    filled = (0, x.shape[3] - question.logmel.shape[2])
+    """Return the relevance of the input ``x`` (1, 1, F, T') from that of ``conv``'s output."""
+    n_filled = x.shape[3] - question.logmel.shape[2]
     with torch.no_grad():
-        quiet = question.model.network_input(torch.full_like(question.logmel, SILENCE))
-        low = F.pad(quiet, filled)
-        up, down = conv.weight.clamp(min=0.0), conv.weight.clamp(max=0.0)
-        if RULE == "zplus":
-            terms = [(x - low, up)]
-        elif RULE == "gamma":
-            terms = [(x - low, conv.weight + GAMMA * up)]
-        elif RULE == "eps":
-            terms = [(x, conv.weight)]
-        elif RULE == "epslow":
-            terms = [(x - low, conv.weight)]
-        else:
-            high = F.pad(
-                question.model.network_input(torch.full_like(question.logmel, LOUDEST)), filled
-            )
-            terms = [(x, conv.weight), (-low, up), (-high, down)]
-        z = sum(F.conv2d(i, w, padding=conv.padding) for i, w in terms)
-        sign = torch.where(z >= 0, 1.0, -1.0)
-        share = relevance / (z + STABILISER * sign)
-        return sum(i * F.conv_transpose2d(share, w, padding=conv.padding) for i, w in terms)
+        silence = question.model.network_input(torch.full_like(question.logmel, SILENCE))
+        loudness = F.pad(x[..., : x.shape[3] - n_filled] - silence, (0, n_filled))
+        exciting = conv.weight.clamp(min=0.0)
+        reached = F.conv2d(loudness, exciting, padding=conv.padding)
+        share = relevance / (reached + STABILISER)
+        return loudness * F.conv_transpose2d(share, exciting, padding=conv.padding)

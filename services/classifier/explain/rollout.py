@@ -33,7 +33,7 @@ def attention_rollout(question: Question) -> Relevance:
     """Return how much of all cells' values comes from each place, at least 0; sums to 1."""
     model, x = question.model, question.logmel
     with torch.no_grad():
-        attentions = model.network.attentions(model.bands(x)[:, None])
+        attentions = model.network.attentions(model.network_input(x))
         source = rolled_out(tuple(attention[0] for attention in attentions)).mean(0)
     T = x.shape[2]
     grid = source.reshape(1, 1, -1, T // CELL_FRAMES)  # (1, 1, f, t)

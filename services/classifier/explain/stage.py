@@ -12,7 +12,7 @@ from services.classifier.explain.answers import answer
 from services.classifier.explain.bundle import Bundle
 from services.classifier.explain.methods import check
 from services.classifier.explain.windows import best_windows, read_windows
-from services.classifier.infer import Heard, LoadedClassifier
+from services.classifier.listening import Heard, LoadedClassifier
 
 FILE_NAME = "explanation.zip"
 NOTHING = "nothing was heard, so there is nothing to explain"
