@@ -1,8 +1,8 @@
-"""How a classifier is trained, read from a TOML file with the tables [model] and [training].
+"""How a classifier is trained, read from a TOML file: [model], [training] and [augmentation].
 
 [model] holds the fields of ``Config`` but for the labels, which the data decide, and the
-calibration, which is fitted; what is left out has its default. Everything is checked when a recipe
-is made: names, types, ranges.
+calibration, which is fitted; [augmentation] those of ``Augmentation``. What is left out has its
+default. Everything is checked when a recipe is made: names, types, ranges.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from common.errors import PermanentError, WeightsInvalid
+from services.classifier.augment import Augmentation
 from services.classifier.config import Config
 
 RECIPES = Path(__file__).parent / "recipes"
-TABLES = frozenset({"model", "training"})
+TABLES = frozenset({"model", "training", "augmentation"})
 NOT_IN_A_RECIPE = {
     "labels": "the data decide them",
     "temperature": "it is fitted after training",
@@ -78,6 +79,19 @@ class Recipe:
     validate_every: Annotated[int, Field(ge=1)] = 500  # steps; only where clips are held out
     patience: Annotated[int, Field(ge=1)] | None = None  # validations; None: to the last epoch
 
+    augmentation: Augmentation = Augmentation()
+
+    @field_validator("augmentation")
+    @classmethod
+    def _in_range(cls, how: Augmentation) -> Augmentation:
+        for name, value in vars(how).items():
+            if value < 0 or (name.endswith("_share") and value > 1):
+                limit = "from 0 to 1" if name.endswith("_share") else "at least 0"
+                raise ValueError(f"{name} should be {limit}, not {value:g}")
+        if how.alone_share + how.pair_share > 1:
+            raise ValueError("alone_share and pair_share should be at most 1 together")
+        return how
+
     @model_validator(mode="after")
     def _one_end(self) -> Recipe:
         given = [n for n in ("epochs", "steps", "minutes") if getattr(self, n) is not None]
@@ -122,20 +136,30 @@ def read_plan(path: Path) -> Plan:
         config = Config.from_dict(model)
     except WeightsInvalid as error:
         raise RecipeInvalid(f"{path}: [model] {error}") from error
-    return Plan(config, _recipe(path, tables.get("training", {})))
+    return Plan(config, _recipe(path, tables.get("training", {}), tables.get("augmentation", {})))
 
 
-def _recipe(path: Path, table: dict[str, Any]) -> Recipe:
+def _recipe(path: Path, training: dict[str, Any], augmentation: dict[str, Any]) -> Recipe:
+    if "augmentation" in training:
+        raise RecipeInvalid(f"{path}: augmentation is a table of its own, [augmentation]")
+    table = training | {"augmentation": augmentation}
     try:
         # as JSON, so that a number is no text and a list may be a tuple
         return TypeAdapter(Recipe).validate_json(json.dumps(table, default=str))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = " ".join(["[training]", *map(str, first["loc"])])
+        place = [str(part) for part in first["loc"]]
+        kind, name = (
+            (Augmentation, "augmentation")
+            if place[:1] == ["augmentation"]
+            else (Recipe, "training")
+        )
+        keys = [part for part in place if part != "augmentation"]
+        where = " ".join([f"[{name}]", *keys])
         if first["type"] == "unexpected_keyword_argument":
-            known = _listed(Recipe.__annotations__)
+            known = _listed(f.name for f in fields(kind) if f.name != "augmentation")
             raise RecipeInvalid(f"{path}: {where} is not known; known: {known}") from error
-        given = f", not {first['input']!r:.80}" if first["loc"] else ""
+        given = f", not {first['input']!r:.80}" if keys else ""
         message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
         raise RecipeInvalid(f"{path}: {where} {message}{given}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ def choose_share(clips: Sequence[Clip], share: float, seed: int) -> Chosen:
     Raises:
         ClassMissing: no class has a second recording, so that nothing can be held out.
     """
-    groups: dict[str, list[Clip]] = {}
+    groups: dict[Hashable, list[Clip]] = {}
     for clip in clips:
         groups.setdefault(origin_of(clip), []).append(clip)
     order = np.random.default_rng(seed).permutation(len(groups)).tolist()

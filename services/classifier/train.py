@@ -24,7 +24,7 @@ from torch import Tensor
 from common import checkpoint
 from common.datasets import LAYOUTS, Clip, ClipBank, check_no_leaks, load_layout
 from common.errors import DatasetInvalid
-from common.soundscapes import cast_of
+from common.soundscapes import cast_of, make_soundscape
 from common.training import FitConfig, Losses, Validation, fit
 from services.classifier.calibration import calibrate_segments, fit_temperature
 from services.classifier.config import WINDOW_SEGMENTS, Config
@@ -34,7 +34,6 @@ from services.classifier.model import Classifier, build
 from services.classifier.predictions import clip_id, predict, predictions_of
 from services.classifier.provenance import TRAINED_ON, trained_on, training_notes
 from services.classifier.recipe import RECIPES, Recipe, read_plan
-from services.classifier.scenes import soundscapes_of
 from services.classifier.selection import (
     choose,
     choose_merged,
@@ -51,6 +50,7 @@ MANY_STEPS = 100_000_000
 MIN_TO_CALIBRATE = 40
 """Fewer held-out clips say too little about confidence; the temperature stays as it is."""
 VALIDATION_SCENES = 60
+SCENE_SEED = 7
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,16 @@ class ClassifierLosses:
     def _of_segments(self, logits: Tensor, batch: Batch) -> Tensor:
         """Return the loss of logits (B, K, t)."""
         if self.recipe.segment_targets == "activity":
-            return self.presence(logits, batch.segment_present, batch.segment_weight)
-        if self.multi_label:
-            return self.presence(logits, batch.present[..., None].expand_as(logits))
-        share = batch.share[..., None].expand_as(logits)
+            targets, weight = batch.segment_present, batch.segment_weight
+            active: Tensor = self.presence(logits, targets, weight)
+            return active
         B, K, t = logits.shape
-        rows = (B * t, K)
-        return self.share(logits.transpose(1, 2).reshape(rows), share.transpose(1, 2).reshape(rows))
+        if self.multi_label:
+            present: Tensor = self.presence(logits, batch.present[..., None].expand(B, K, t))
+            return present
+        rows = logits.transpose(1, 2).reshape(B * t, K)
+        share: Tensor = self.share(rows, batch.share.repeat_interleave(t, dim=0))
+        return share
 
 
 class StepBatches:
@@ -172,7 +175,7 @@ def train(
         begin_from(model, start)
         identity += start.digest
     heads = head_axes(config)
-    maker = BatchMaker(MelBank(bank, clips, config), config, seed)
+    maker = BatchMaker(MelBank(bank, clips, config), config, seed, recipe.augmentation)
     measure = _measure(bank, validation, config, device) if validation else None
     result = fit(
         model.to(memory_format=torch.channels_last),
@@ -205,8 +208,14 @@ def _calibrated(
         validation, predict(model, bank, validation, device), config.labels, config.multi_label
     )
     temperature = round(fit_temperature(made.logits, made.present, made.multi_label), 4)
-    if cast_of(validation).foreground:
-        scenes = soundscapes_of(bank, validation, VALIDATION_SCENES)
+    cast = cast_of(validation)
+    if cast.foreground:
+        scenes = (
+            make_soundscape(
+                bank, cast.foreground, cast.background, np.random.default_rng((SCENE_SEED, index))
+            )
+            for index in range(VALIDATION_SCENES)
+        )
         config = calibrate_segments(model, scenes, device)
     return replace(config, temperature=temperature)
 

@@ -15,6 +15,7 @@ from common.datasets import Clip, ClipBank, labels_of, load_layout
 from common.errors import DatasetInvalid, LeakFound, WeightsInvalid
 from common.labels import LABELS
 from services.classifier import train
+from services.classifier.augment import Augmentation
 from services.classifier.config import Config, HybridSettings
 from services.classifier.data import Batch, BatchMaker, MelBank, activity
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
@@ -54,11 +55,13 @@ def test_a_recipe_says_what_it_says(tmp_path: Path) -> None:
         '[model]\narchitecture = "hybrid"\nn_mels = 96\nmulti_label = false\n'
         "[model.network]\nfused_width = 32\n"
         "[training]\nepochs = 2\nlr = 1\nloss = 'focal'\n"
+        "[augmentation]\nnoise_share = 0\n"
     )
     plan = read_plan(path)
     assert (plan.config.n_mels, plan.config.multi_label) == (96, False)
     assert plan.config.network == HybridSettings(fused_width=32)
-    assert plan.recipe == Recipe(epochs=2.0, lr=1.0, loss="focal")
+    how = Augmentation(noise_share=0.0)
+    assert plan.recipe == Recipe(epochs=2.0, lr=1.0, loss="focal", augmentation=how)
 
 
 @pytest.mark.parametrize(
@@ -82,6 +85,16 @@ def test_a_recipe_says_what_it_says(tmp_path: Path) -> None:
             "one of epochs, steps and minutes must be given, not none",
         ),
         ("[training]\nsteps = 3\nepochs = 1", "not epochs and steps"),
+        ("[training]\nsteps = 3\n[augmentation]\nnoise = 1", "[augmentation] noise is not known"),
+        (
+            "[training]\nsteps = 3\n[augmentation]\nnoise_share = 2.0",
+            "[augmentation] noise_share should be from 0 to 1, not 2",
+        ),
+        (
+            "[training]\nsteps = 3\n[augmentation]\nnoise_share = 'x'",
+            "[augmentation] noise_share should be a valid number, not 'x'",
+        ),
+        ("[training]\nsteps = 3\naugmentation = 3", "augmentation is a table of its own"),
         ("[model]\nn_mels = 65\n[training]\nsteps = 3", "[model] the classifier's config"),
         ("[model]\nlabels = ['a']\n[training]\nsteps = 3", "labels has no place in a recipe"),
         ("[model]\ntemperature = 2.0", "temperature has no place in a recipe: it is fitted"),
