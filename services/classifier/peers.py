@@ -100,7 +100,7 @@ def _svm(rows: Array, numbers: Array, clips: Sequence[Clip], seed: int) -> _Pred
     search = GridSearchCV(
         make_pipeline(StandardScaler(), SVC(cache_size=500)),
         {"svc__C": SVM_C},
-        scoring=make_scorer(f1_score, average="macro", zero_division=0),
+        scoring=make_scorer(f1_score, average="macro", pos_label=None, zero_division=0),
         cv=StratifiedGroupKFold(SVM_SPLITS, shuffle=True, random_state=0),
     )
     search.fit(rows, numbers, groups=[clip.source_id for clip in clips])

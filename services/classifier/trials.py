@@ -146,7 +146,9 @@ def run_trial(trial: Trial, machine: Machine) -> None:
 
 
 def _side_by_side(trials: Sequence[Trial], machine: Machine, bar: Any) -> None:
+    """Run trials in processes; after a failure none is begun, and those at work are waited for."""
     context = multiprocessing.get_context("spawn")  # threads of torch do not outlive a fork
+    failures: list[str] = []
     with ProcessPoolExecutor(machine.jobs, mp_context=context) as pool:
         running: dict[Future[str | None], Trial] = {
             pool.submit(_run_logged, trial, machine): trial for trial in trials
@@ -155,17 +157,23 @@ def _side_by_side(trials: Sequence[Trial], machine: Machine, bar: Any) -> None:
             finished, _ = wait(running, timeout=NEWS_S, return_when=FIRST_COMPLETED)
             for future in finished:
                 trial = running.pop(future)
-                failure = future.result()
+                failure = None if future.cancelled() else future.result()
                 if failure is not None:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    log = trial.folder / LOG_FILE
-                    raise TrialFailed(f"{trial.name} failed: {failure}; more in {log}")
-                bar.write(f"{trial.name}: done")
-                bar.update()
+                    failures.append(
+                        f"{trial.name} failed: {failure}; more in {trial.folder / LOG_FILE}"
+                    )
+                    bar.write(failures[-1])
+                    for other in running:
+                        other.cancel()
+                elif not future.cancelled():
+                    bar.write(f"{trial.name}: done")
+                    bar.update()
             if not finished:
                 for future, trial in running.items():
                     if future.running() and (news := _news_of(trial.folder)):
                         bar.write(f"{trial.name}: {news}")
+    if failures:
+        raise TrialFailed("; ".join(failures))
 
 
 def _run_logged(trial: Trial, machine: Machine) -> str | None:
