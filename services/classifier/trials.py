@@ -120,7 +120,7 @@ def run_trials(trials: Sequence[Trial], machine: Machine) -> list[Predictions]:
                 run_trial(trial, machine)
                 bar.update()
         else:
-            _side_by_side(todo, machine, bar)
+            side_by_side(todo, machine, bar)
     return [Predictions.load(trial.folder / PREDICTIONS_FILE) for trial in trials]
 
 
@@ -145,8 +145,17 @@ def run_trial(trial: Trial, machine: Machine) -> None:
     made.save(trial.folder / PREDICTIONS_FILE)
 
 
-def _side_by_side(trials: Sequence[Trial], machine: Machine, bar: Any) -> None:
-    """Run trials in processes; after a failure none is begun, and those at work are waited for."""
+def side_by_side(trials: Sequence[Trial], machine: Machine, bar: Any) -> None:
+    """Run trials in processes; after a failure none is begun, and those at work are waited for.
+
+    Args:
+        trials: not finished yet.
+        machine: how many at a time, and on what.
+        bar: a progress bar of tqdm, a step per trial.
+
+    Raises:
+        TrialFailed: some did; names them and their logs.
+    """
     context = multiprocessing.get_context("spawn")  # threads of torch do not outlive a fork
     failures: list[str] = []
     with ProcessPoolExecutor(machine.jobs, mp_context=context) as pool:

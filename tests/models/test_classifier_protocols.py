@@ -13,6 +13,7 @@ import pytest
 import soundfile
 import torch
 import typer
+from tqdm import tqdm
 
 from common.datasets import Clip, check_no_leaks
 from common.errors import ClassMissing, FoldMissing, LeakFound
@@ -271,7 +272,7 @@ def test_a_leak_ends_it_before_anything_is_trained(trial: Trial, tmp_path: Path)
     assert not trial.folder.exists()
 
 
-def test_side_by_side_what_fails_names_its_log(trial: Trial, tmp_path: Path) -> None:
+def test_in_processes_of_their_own_what_fails_names_its_log(trial: Trial, tmp_path: Path) -> None:
     bad = replace(
         trial,
         name="a bad one",
@@ -279,7 +280,7 @@ def test_side_by_side_what_fails_names_its_log(trial: Trial, tmp_path: Path) -> 
         config=replace(trial.config, labels=("dog", "rain")),
     )
     with pytest.raises(TrialFailed, match=r"a bad one failed: .*siren.*; more in .*log\.txt"):
-        trials.run_trials([trial, bad], Machine(tmp_path / "cache", jobs=2))
+        trials.side_by_side([trial, bad], Machine(tmp_path / "cache"), tqdm(disable=True))
     assert "Traceback" in (bad.folder / LOG_FILE).read_text()
     assert not (bad.folder / PREDICTIONS_FILE).exists()
     assert Predictions.load(trial.folder / PREDICTIONS_FILE).logits.shape == (2, 2)
