@@ -36,7 +36,7 @@ from services.classifier.model import front_end
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 MAX_BATCH = 64
-CROP_SEGMENTS = ((16, 0.35), (32, 0.40), (64, 0.15), (8, 0.10))
+CROP_SEGMENTS = ((16, 0.6), (32, 0.4))
 """Lengths of crops in segments, and how often; a batch holds crops of one length."""
 SPEECH_SHARE = 0.05
 PAIR_GAP_DB = 12.0
