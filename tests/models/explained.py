@@ -26,12 +26,12 @@ LABELS = ("low", "high")
 BANDS_HZ = {"low": (900.0, 1300.0), "high": (4500.0, 6000.0)}
 BURST_S = 0.3
 NOISE_LEVEL = 0.01
-CLIPS, STEPS, BATCH, LR = 96, 60, 16, 1e-2
+CLIPS, STEPS, BATCH, LR = 96, 60, 16, 2e-2
 
 NETWORKS: dict[str, NetworkSettings] = {
     "hybrid": HybridSettings((8, 12, 16, 24), 24, 2, 2, 24),
     "resnet": ResNetSettings(6, (1, 1, 1, 1)),
-    "vgg_slat": VggSlatSettings((6, 8, 12, 16, 24, 24), 32, "mean"),
+    "vgg_slat": VggSlatSettings((4, 8, 8, 16, 16, 16), 32),
     "stride_cnn": StrideCnnSettings((8, 12, 16, 24)),
 }
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from services.classifier.explain.methods import GRAD_CAM_STAGE
 from services.classifier.explain.question import SILENCE, Question, Relevance, relevance_of
 
-STEPS = (64, 256)
+STEPS = (64, 128)
 """Points on the way from silence to the sound: the second number where the first misses the sum by
 more than ``GOOD_ERROR``."""
 GOOD_ERROR = 0.01

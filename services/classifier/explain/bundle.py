@@ -99,6 +99,7 @@ class Bundle:
             "evidence": about.evidence,
             "of_label": about.of_label,
             "sum": _rounded(relevance.total),
+            "beyond_the_end": _rounded(relevance.beyond),
             "conservation_error": _rounded(relevance.conservation_error),
             "most_relevant": {
                 "share_of_relevance": TOP_SHARE,

@@ -11,11 +11,11 @@ from services.classifier.config import Config, HybridSettings, VggSlatSettings
 GRAD_CAM_STAGE: dict[str, str] = {
     "hybrid": "block3",
     "resnet": "stage4",
-    "vgg_slat": "block4",
     "stride_cnn": "block4",
 }
-"""Whose maps Grad-CAM weighs: the last stage of convolutions whose cells span at most 16 bands and
-16 frames. Beyond, of ``vgg_slat``, hardly anything is left of where a sound was."""
+"""Whose maps Grad-CAM weighs: the last stage of convolutions, which is averaged over bands and time
+and scored linearly. In ``vgg_slat`` F1 scores what lies where, so a map has no one weight: measured
+on sounds of known place, its Grad-CAM was worse than chance."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def possible(config: Config) -> tuple[ExplainMethod, ...]:
     """Return the methods that fit a network, in their order."""
     fits: dict[ExplainMethod, bool] = {
         "integrated_gradients": True,
-        "grad_cam": True,
+        "grad_cam": config.architecture in GRAD_CAM_STAGE,
         "lrp": isinstance(config.network, VggSlatSettings) and config.network.lstm_width == 0,
         "attention_rollout": isinstance(config.network, HybridSettings),
         "feature_maps": True,

@@ -53,13 +53,15 @@ class Question:
 class Relevance:
     """How much each bin speaks for the label. ``values`` (F, T), negative: speaks against it.
 
-    ``total`` is what ``values`` should sum up to, ``conservation_error`` by what share of it they
-    miss it; both None where the method promises no sum.
+    ``total`` is what ``values`` and ``beyond`` should sum up to, ``conservation_error`` by what
+    share of it they miss it; both None where the method promises no sum. ``beyond`` is the
+    relevance of what a network fills up a short window with.
     """
 
     values: FloatArray
     total: float | None = None
     conservation_error: float | None = None
+    beyond: float = 0.0
 
 
 def relevance_of(values: Tensor, total: float | None = None) -> Relevance:

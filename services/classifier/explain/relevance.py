@@ -6,7 +6,8 @@ propagation: an overview" (gamma rule, and a rule per depth); Montavon et al. 20
 nonlinear classification decisions with deep Taylor decomposition" (z+ rule). Norms are folded into
 the convolutions first. Then the epsilon rule for the layer of the classes, the gamma rule below,
 and the z+ rule at the input. Biases take no relevance: all of it goes on to what came in, so that
-its sum is kept. The label's own bias is no part of what is explained: it is there whatever sounds.
+its sum is kept, but for units that nothing else excites. The label's own bias is no part of what
+is explained: it is there whatever sounds.
 
 Captum's rules want inputs of one sign, which log-mel normalised per band is not. So the first layer
 is ours: there a bin counts by how far it stands out from silence.
@@ -15,7 +16,7 @@ is ours: there a bin counts by how far it stands out from silence.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +80,12 @@ def lrp(question: Question) -> Relevance:
     values = _to_input(question, first, forward.maps, reached)
     total = float((forward.logits - network.f2.bias[question.label]) @ forward.weights)
     relevance = relevance_of(values[0, 0], total)
-    # what was filled up is no part of the sound, and got nothing
-    in_window = relevance.values[:, : question.logmel.shape[2]]
-    return Relevance(in_window, relevance.total, relevance.conservation_error)
+    n_frames = question.logmel.shape[2]
+    return replace(
+        relevance,
+        values=relevance.values[:, :n_frames],
+        beyond=float(relevance.values[:, n_frames:].sum()),
+    )
 
 
 def _forward(question: Question, network: VggSlat) -> _Forward:
@@ -107,7 +111,7 @@ def _to_input(question: Question, conv: nn.Conv2d, x: Tensor, relevance: Tensor)
     n_filled = x.shape[3] - question.logmel.shape[2]
     with torch.no_grad():
         silence = question.model.network_input(torch.full_like(question.logmel, SILENCE))
-        loudness = F.pad(x[..., : x.shape[3] - n_filled] - silence, (0, n_filled))
+        loudness = x - F.pad(silence, (0, n_filled, 0, 0), mode="replicate")
         exciting = conv.weight.clamp(min=0.0)
         reached = F.conv2d(loudness, exciting, padding=conv.padding)
         share = relevance / (reached + STABILISER)

@@ -1,0 +1,242 @@
+"""Maps of relevance, on small networks that learnt to hear bursts whose place is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from common.mel import mel_centres_hz
+from services.classifier.config import Config, VggSlatSettings
+from services.classifier.explain.attributions import grad_cam, integrated_gradients
+from services.classifier.explain.faithfulness import (
+    at_random,
+    by_relevance,
+    faithfulness,
+    fills,
+)
+from services.classifier.explain.question import SILENCE, Question, Relevance
+from services.classifier.explain.relevance import lrp
+from services.classifier.explain.rollout import attention_rollout, rolled_out
+from services.classifier.explain.stages import feature_maps
+from services.classifier.model import build
+from tests.models.explained import BANDS_HZ, BURST_S, LABELS, NETWORKS, Scene, heard, scene
+
+Method = Callable[[Question], Relevance]
+MAPPED = [
+    pytest.param(architecture, method, id=f"{architecture}-{method.__name__}")
+    for architecture in NETWORKS
+    for method in (integrated_gradients, lrp if architecture == "vgg_slat" else grad_cam)
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def ask(architecture: str, sounds: Scene) -> Question:
+    model = heard(architecture)
+    logmel = model.features(torch.from_numpy(sounds.samples)[None])
+    return Question(model, logmel, None, LABELS.index(sounds.label))
+
+
+def density_in_burst(relevance: Relevance, sounds: Scene) -> float:
+    """Return how many times denser the relevance is in the burst than over the whole clip."""
+    F, T = relevance.values.shape
+    low_hz, high_hz = BANDS_HZ[sounds.label]
+    centres_hz = mel_centres_hz(F, 0.0, 16_000.0)
+    bands = (centres_hz > 0.8 * low_hz) & (centres_hz < 1.2 * high_hz)
+    times_s = 0.01 * np.arange(T) - sounds.onset_s
+    frames = (times_s > -0.05) & (times_s < BURST_S + 0.05)
+    for_it = np.maximum(relevance.values, 0.0)
+    share = for_it[np.ix_(bands, frames)].sum() / for_it.sum()
+    return float(share / (bands.mean() * frames.mean()))
+
+
+@pytest.mark.parametrize("label", LABELS)
+@pytest.mark.parametrize(("architecture", "method"), MAPPED)
+def test_relevance_lies_where_the_evidence_is(
+    architecture: str, method: Method, label: str
+) -> None:
+    sounds = scene(label, seed=7001)
+    density = density_in_burst(method(ask(architecture, sounds)), sounds)
+    # Grad-CAM sees cells that are larger than a burst
+    assert density > (2.0 if method is grad_cam else 4.0)
+
+
+@pytest.mark.parametrize(("architecture", "method"), MAPPED)
+def test_more_faithful_than_chance(architecture: str, method: Method) -> None:
+    deletion, insertion = [], []
+    for label in LABELS:
+        question = ask(architecture, scene(label, seed=7002))
+        fill = fills(question)["background"]
+        found = faithfulness(question, by_relevance(method(question).values), fill)
+        for seed in range(4):
+            chance = faithfulness(question, at_random(question, seed), fill)
+            deletion.append(chance.deletion - found.deletion)
+            insertion.append(found.insertion - chance.insertion)
+    assert np.mean(deletion) > 0.05
+    assert np.mean(insertion) > 0.05
+
+
+@pytest.mark.parametrize(("architecture", "method"), MAPPED)
+def test_other_weights_give_another_map(architecture: str, method: Method) -> None:
+    """Adebayo et al. 2018, "Sanity checks for saliency maps": randomised weights."""
+    question = ask(architecture, scene("high", seed=7003))
+    torch.manual_seed(5)
+    strange = build(question.model.config).eval().requires_grad_(False)
+    strange.bands.load_state_dict(question.model.bands.state_dict())
+    known, other = (
+        method(q).values.reshape(16, 4, -1, 8).mean((1, 3)).ravel()
+        for q in (question, replace(question, model=strange))
+    )
+    if np.ptp(other) > 0.0:  # Grad-CAM of a network that knows nothing may find nothing
+        assert abs(spearmanr(known, other).statistic) < 0.5
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_integrated_gradients_are_complete(architecture: str) -> None:
+    question = ask(architecture, scene("low", seed=7004))
+    relevance = integrated_gradients(question)
+    with torch.no_grad():
+        sound = question.model(question.logmel).clip[0, question.label]
+        silence = question.model(torch.full_like(question.logmel, SILENCE)).clip[0, question.label]
+    gain = float(sound - silence)
+    assert relevance.values.sum() == pytest.approx(gain, rel=0.03)
+    assert relevance.total == pytest.approx(gain, abs=1e-4)
+    assert relevance.conservation_error == pytest.approx(
+        abs(relevance.values.sum() / gain - 1.0), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+@pytest.mark.parametrize(("clip_s", "bound"), [(1.28, 0.01), (2.9, 0.01), (0.5, 0.05)])
+def test_relevance_propagation_keeps_the_sum(pooling: str, clip_s: float, bound: float) -> None:
+    """Also where segments are pooled by their mean under a mask, and the end is filled up.
+
+    Where more is filled up than sounds, units that only their bias excites keep some of it.
+    """
+    model = heard("vgg_slat")
+    settings = replace(NETWORKS["vgg_slat"], pooling=pooling)
+    assert isinstance(settings, VggSlatSettings)
+    pooled = build(replace(model.config, network=settings)).eval().requires_grad_(False)
+    pooled.load_state_dict(model.state_dict())
+    logmel = pooled.features(torch.from_numpy(scene("high", 7005, clip_s, 0.1).samples)[None])
+    cells = torch.rand(1, 4, logmel.shape[2] // 8, generator=torch.Generator().manual_seed(0))
+    question = Question(pooled, logmel, cells if pooling == "mean" else None, label=1)
+    relevance = lrp(question)
+    with torch.no_grad():
+        logit = float(question.logits(logmel, question.cells))
+    evidence = logit - float(pooled.network.f2.bias[1])
+    assert relevance.values.shape == logmel.shape[1:]
+    assert relevance.total == pytest.approx(evidence, rel=1e-4)
+    missing = abs(relevance.values.sum() + relevance.beyond - evidence) / evidence
+    assert missing < bound
+    assert relevance.conservation_error == pytest.approx(missing, abs=1e-4)
+    if clip_s == 1.28:  # 128 frames need no filling up
+        assert relevance.beyond == 0.0
+
+
+def test_relevance_propagation_leaves_the_network_as_it_was() -> None:
+    question = ask("vgg_slat", scene("low", seed=7006))
+    before = {name: tensor.clone() for name, tensor in question.model.state_dict().items()}
+    first, second = lrp(question).values, lrp(question).values
+    np.testing.assert_array_equal(first, second)
+    for name, tensor in question.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_relevance_propagation_is_for_networks_whose_rules_hold() -> None:
+    with pytest.raises(TypeError, match="vgg_slat"):
+        lrp(ask("resnet", scene("low", seed=1)))
+
+
+def test_rollout_by_hand() -> None:
+    """Two layers of one head over two cells, worked out on paper."""
+    first = torch.tensor([[[0.5, 0.5], [0.0, 1.0]]])
+    second = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    # halves with the identity: [[.75, .25], [0, 1]], then [[1, 0], [.5, .5]] times it
+    wanted = torch.tensor([[0.75, 0.25], [0.375, 0.625]])
+    torch.testing.assert_close(rolled_out((first, second)), wanted)
+
+
+def test_rollout_rows_sum_to_one() -> None:
+    question = ask("hybrid", scene("low", seed=7007))
+    x = question.model.network_input(question.logmel)
+    attentions = tuple(a[0] for a in question.model.network.attentions(x))
+    rows = rolled_out(attentions).sum(1)
+    torch.testing.assert_close(rows, torch.ones_like(rows))
+    relevance = attention_rollout(question)
+    assert relevance.values.min() >= 0.0
+    assert relevance.values.sum() == pytest.approx(1.0, abs=1e-5)
+    assert relevance.conservation_error is None
+
+
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_feature_maps_of_every_stage(architecture: str) -> None:
+    question = ask(architecture, scene("high", seed=7008))
+    stages = feature_maps(question)
+    assert [stage.stage for stage in stages] == list(question.model.network.feature_stages())
+    for stage in stages:
+        assert len(stage.channels) == len(stage.maps) == min(8, stage.n_channels)
+        assert stage.maps.shape[1:] == stage.mean.shape
+        spread = stage.maps.reshape(len(stage.maps), -1).std(axis=1)
+        assert list(spread) == sorted(spread, reverse=True)
+
+
+def test_feature_maps_are_the_networks_own() -> None:
+    question = ask("stride_cnn", scene("high", seed=7009))
+    with torch.no_grad():
+        block1 = question.model.network.block1(question.model.network_input(question.logmel))[0]
+    found = feature_maps(question)[0]
+    np.testing.assert_allclose(found.mean, block1.abs().mean(0), atol=1e-5)
+    np.testing.assert_allclose(found.maps, block1[list(found.channels)], atol=1e-5)
+
+
+def test_areas_by_hand() -> None:
+    """A label that counts what is there: deleting in any order falls on a straight line."""
+    question = ask("stride_cnn", scene("low", seed=7010))
+
+    class Counting(Question):
+        def probabilities(self, logmel: torch.Tensor) -> np.ndarray:
+            return (logmel != SILENCE).float().mean((1, 2)).numpy()
+
+    counting = Counting(question.model, question.logmel, None, 0)
+    found = faithfulness(counting, at_random(question, 0), fills(question)["silence"])
+    assert found.deletion == pytest.approx(0.5)
+    assert found.insertion == pytest.approx(0.5)
+
+
+def test_blocks_are_in_order_of_relevance() -> None:
+    relevance = np.zeros((64, 16), np.float32)
+    relevance[4:8, 8:16] = 2.0  # second row of blocks, second column
+    relevance[60:64, 0:8] = 1.0
+    order = by_relevance(relevance)
+    assert order[:3].tolist() == [3, 30, 0]
+    assert sorted(order.tolist()) == list(range(32))
+
+
+def test_architectures_without_training_are_explained_too() -> None:
+    """Even odd sizes: another front end, a single label, a single segment."""
+    config = Config(
+        "vgg_slat",
+        ("only",),
+        sample_rate=16_000,
+        n_fft=512,
+        hop_length=160,
+        n_mels=32,
+        network=NETWORKS["vgg_slat"],
+    )
+    model = build(config).eval().requires_grad_(False)
+    logmel = model.features(torch.randn(1, 100))
+    question = Question(model, logmel, None, 0)
+    for method in (integrated_gradients, lrp):
+        values = method(question).values
+        assert values.shape == (32, 8)
+        assert all(math.isfinite(value) for value in values.ravel().tolist())
