@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -31,8 +31,25 @@ from services.classifier.scoring import score_clips
 from services.classifier.selection import folds_in, plain_errors
 from services.classifier.trials import Machine, Trial, run_trials
 
-LEARNING_RATES = {"adam": 1e-3, "adamw": 1e-3, "rmsprop": 1e-3, "sgd": 1e-2}
-"""Of the better of the source's runs with each; it has none with AdamW."""
+Optimizer = Literal["adam", "adamw", "rmsprop", "sgd"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of an optimizer: learning rate and weight decay."""
+
+    lr: float
+    weight_decay: float
+
+
+OPTIMIZERS: dict[Optimizer, Settings] = {
+    "adam": Settings(1e-3, 0.0),
+    "adamw": Settings(1e-3, 0.01),
+    "rmsprop": Settings(1e-3, 0.0),
+    "sgd": Settings(1e-2, 0.0),
+}
+"""The better of the source's runs with each; for AdamW, of which it has none, PyTorch's own."""
+
 FACTORS = ("n_mels", "window", "optimizer", "specaugment")
 
 
@@ -42,7 +59,7 @@ class Cell:
 
     n_mels: int
     window: int
-    optimizer: str
+    optimizer: Optimizer
     specaugment: bool
 
     @property
@@ -66,7 +83,11 @@ class Row:
 
 
 def cells_of(
-    mels: Sequence[int], windows: Sequence[int], optimizers: Sequence[str], both: bool, rate_hz: int
+    mels: Sequence[int],
+    windows: Sequence[int],
+    optimizers: Sequence[Optimizer],
+    both: bool,
+    rate_hz: int,
 ) -> Iterator[Cell]:
     """Yield the combinations that can be: not those whose bands are too fine for the window.
 
@@ -88,7 +109,7 @@ def cells_of(
 
 def applied(cell: Cell, plan: Plan, labels: tuple[str, ...], epochs: float) -> Plan:
     """Return a plan that is a combination's, over ``labels``."""
-    augmentation = plan.recipe.augmentation
+    settings, augmentation = OPTIMIZERS[cell.optimizer], plan.recipe.augmentation
     if not cell.specaugment:
         augmentation = replace(augmentation, blank_share=0.0)
     return replace(
@@ -100,7 +121,8 @@ def applied(cell: Cell, plan: Plan, labels: tuple[str, ...], epochs: float) -> P
             steps=None,
             minutes=None,
             optimizer=cell.optimizer,
-            lr=LEARNING_RATES[cell.optimizer],
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
             augmentation=augmentation,
         ),
     )
@@ -206,7 +228,7 @@ def main(
     / "stride_cnn.toml",
     mels: Annotated[str, typer.Option(help="numbers of mel bands")] = "32,64,128",
     windows: Annotated[str, typer.Option(help="window lengths in samples")] = "512,1024,2048",
-    optimizers: Annotated[str, typer.Option(help="optimizers")] = ",".join(LEARNING_RATES),
+    optimizers: Annotated[str, typer.Option(help="optimizers")] = ",".join(OPTIMIZERS),
     both: Annotated[bool, typer.Option(help="also without SpecAugment")] = True,
     epochs: Annotated[float, typer.Option(help="of each training")] = 10.0,
     seeds: Annotated[int, typer.Option(min=1, help="trainings of each combination")] = 1,
@@ -217,10 +239,11 @@ def main(
 ) -> None:
     """Train every combination, finished ones excepted, and write one table."""
     torch.set_num_threads(threads)
-    chosen = [name.strip() for name in optimizers.split(",") if name.strip()]
-    unknown = sorted(set(chosen) - set(LEARNING_RATES))
+    names = [name.strip() for name in optimizers.split(",") if name.strip()]
+    unknown = sorted(set(names) - set(OPTIMIZERS))
     if unknown:
-        raise typer.BadParameter(f"no optimizer {unknown[0]!r}: {', '.join(LEARNING_RATES)}")
+        raise typer.BadParameter(f"no optimizer {unknown[0]!r}: {', '.join(OPTIMIZERS)}")
+    chosen = [name for name in OPTIMIZERS if name in names]
     with plain_errors():
         plan = read_plan(config)
         cells = list(

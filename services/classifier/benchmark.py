@@ -179,7 +179,7 @@ def _draw(path: Path, result: Result, predictions: ByTrial, among: Sequence[int]
     evaluation_picture(
         path,
         f"{summary.method}, {summary.protocol}: accuracy {percent(accuracy.median)} % "
-        f"(median of {len(summary.seeds)} seeds)",
+        f"({len(summary.seeds)} seed{'s' if len(summary.seeds) > 1 else ''})",
         [labels[k] for k in among],
         confusion(true, choice, among),
         calibration_of(sure[np.arange(len(sure)), choice], choice == true),

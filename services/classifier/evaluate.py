@@ -112,12 +112,7 @@ def main(
         "runs/protocols"
     ),
 ) -> None:
-    """Judge a weights file on a data set, or a network by a protocol. Prints tables.
-
-    Raises:
-        typer.BadParameter: an option names what there is not.
-        typer.Exit: the data, a recipe or the weights are at fault; it was told what.
-    """
+    """Judge a weights file on a data set, or a network by a protocol. Prints tables."""
     torch.set_num_threads(threads)
     with plain_errors():
         chosen = folds_in(folds)

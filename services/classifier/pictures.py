@@ -216,7 +216,7 @@ def _draw_reliability(ax: Axes, calibration: Calibration) -> None:
 def _draw_bars(ax: Axes, bars: Mapping[str, Sequence[float]], title: str) -> None:
     """Draw horizontal bars, the first on top."""
     names = list(bars)
-    places = np.arange(len(names))
+    places = range(len(names))
     means = [float(np.mean(bars[name])) if len(bars[name]) else 0.0 for name in names]
     ax.barh(places, means, color="tab:blue", alpha=0.6)
     for place, name in zip(places, names, strict=True):

@@ -91,8 +91,8 @@ def predictions_of(
     """Return logits (N, K) with what is known of their clips; ``labels`` has all of theirs."""
     number = {label: k for k, label in enumerate(labels)}
     present = np.zeros(logits.shape, np.bool_)
-    for row, clip in zip(present, clips, strict=True):
-        row[[number[label] for label in clip.labels]] = True
+    for n, clip in enumerate(clips):
+        present[n, [number[label] for label in clip.labels]] = True
     return Predictions(
         logits=np.asarray(logits, np.float32),
         present=present,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.datasets import Clip, drop_leaks, labels_of, select_folds
+from common.datasets import Clip, Dataset, drop_leaks, labels_of, select_folds
 from common.errors import ClassMissing
 
 SPLIT_SEED = 2026
@@ -27,7 +27,7 @@ class Protocol:
     """A data set, the folds that are tested in turn, and whether the folds are drawn anew."""
 
     name: str
-    dataset: str
+    dataset: Dataset
     folds: tuple[int, ...]
     at_random: bool = False
 

@@ -169,8 +169,8 @@ def score_clips(
         labels: the K classes.
         among: the class numbers of the data set, all of ``truth`` in them; None means all K.
     """
-    allowed = np.arange(len(labels)) if among is None else np.sort(np.asarray(among))
-    best, open_best = closed_choice(confidence, allowed), confidence.argmax(axis=1)
+    allowed: Array = np.arange(len(labels)) if among is None else np.sort(np.asarray(among))
+    best, open_best = closed_choice(confidence, allowed.tolist()), confidence.argmax(axis=1)
     top3 = allowed[np.argsort(-confidence[:, allowed], axis=1, kind="stable")[:, :3]]
     present = truth[:, None] == np.arange(len(labels))
     classes = _class_scores(present, best[:, None] == np.arange(len(labels)), confidence, labels)

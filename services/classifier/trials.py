@@ -23,7 +23,7 @@ from tqdm import tqdm
 from common.checkpoint import written_beside
 from common.datasets import Clip, ClipBank, check_no_leaks
 from common.errors import PermanentError
-from common.training import JOURNAL_FILE
+from common.training_watch import JOURNAL_FILE
 from services.classifier.config import Config
 from services.classifier.infer import load
 from services.classifier.predictions import Predictions, clip_id, predict, predictions_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,12 @@ def test_a_combination_changes_what_it_names_and_nothing_else() -> None:
     assert (made.config.n_mels, made.config.n_fft, made.config.labels) == (32, 512, ("a", "b"))
     assert made.config.hop_length == plan.config.hop_length
     assert (made.recipe.optimizer, made.recipe.lr, made.recipe.epochs) == ("sgd", 1e-2, 3.0)
+    assert made.recipe.weight_decay == 0.0
     assert made.recipe.augmentation.blank_share == 0.0
-    kept = applied(Cell(32, 512, "adam", True), plan, ("a", "b"), 3.0)
-    assert kept.recipe.augmentation == plan.recipe.augmentation
+    with_it = applied(Cell(32, 512, "sgd", True), plan, ("a", "b"), 3.0)
+    assert with_it.recipe.augmentation == plan.recipe.augmentation
+    augmentation = replace(plan.recipe.augmentation, blank_share=0.0)
+    assert made == replace(with_it, recipe=replace(with_it.recipe, augmentation=augmentation))
 
 
 def test_the_table_by_hand(tmp_path: Path) -> None:
