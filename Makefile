@@ -14,7 +14,7 @@ PACKAGES := common services client tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench-pipeline bench-archive bench-upload bench-size lint format type env env-s3 constraints clean
+.PHONY: help demo test bench-pipeline bench-archive bench-upload bench-size bench-classifier lint format type env env-s3 constraints clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ bench-upload: $(ENV) $(S3_ENV)  ## 2 GB through the gateway against writing to t
 
 bench-size: $(ENV) $(S3_ENV)  ## what recordings and hours cost, and what archives need, as JSON (BENCH_ARGS=)
 	@$(PY) -m tests.bench.sizing $(BENCH_ARGS)
+
+bench-classifier: $(ENV)  ## speed of the classifier on one core: shards, the plain loop, a cold start, as JSON (AUDIO=path)
+	@$(PY) -m tests.bench.classifier $(if $(AUDIO),--audio "$(AUDIO)") $(BENCH_ARGS)
 
 lint: $(ENV)  ## check format and style
 	.venv/bin/ruff format --check .

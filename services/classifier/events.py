@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import median_filter
+from numpy.lib.stride_tricks import sliding_window_view
 
 from common.domain import Event
 from common.labels import BACKGROUND_LABELS
@@ -49,6 +49,17 @@ def snapped(span: Span, regions: Sequence[Span]) -> Span:
     return (start_s, stop_s) if stop_s > start_s else span
 
 
+def smoothed(scores: Array, size: int) -> Array:
+    """Return the running median of ``scores`` (T,) over ``size`` values, an odd number.
+
+    Beyond the ends their values go on; fewer scores than ``size`` are smoothed over fewer.
+    """
+    half = min(size // 2, (len(scores) - 1) // 2)
+    windows = sliding_window_view(np.pad(scores, half, mode="edge"), 2 * half + 1)
+    median: Array = np.partition(windows, half, axis=1)[:, half]
+    return median
+
+
 def find_events(
     probabilities: Array,
     label: str,
@@ -71,8 +82,7 @@ def find_events(
     high = max(threshold, 1e-6)
     if probabilities.max() < high:
         return []
-    size = min(median_segments(label, segment_s), 2 * ((len(probabilities) - 1) // 2) + 1)
-    smooth = median_filter(probabilities, size=size, mode="nearest")
+    smooth = smoothed(probabilities, median_segments(label, segment_s))
     spans = union_of(
         [
             (start * segment_s, stop * segment_s)

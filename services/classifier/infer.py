@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.special import expit
 
 from common import checkpoint
 from common.domain import ArtifactKind, Event
@@ -108,7 +107,7 @@ def events_in(
     threshold = config.event_threshold if threshold is None else threshold
     for k, label in enumerate(config.labels):
         logits = heard.segments[k].astype(np.float32) + np.float32(config.segment_shift)
-        probabilities = expit(logits / config.segment_temperature)
+        probabilities = 1.0 / (1.0 + np.exp(-logits / config.segment_temperature))
         events += find_events(
             probabilities, label, regions, threshold, config.segment_s, heard.facts.duration_s
         )

@@ -178,7 +178,8 @@ class Listener:
             mask = None
             if self.mask_path is not None:
                 mask = stack.enter_context(MaskReader(self.mask_path))
-            mono = (block.mean(axis=0, keepdims=True) for block in reader.blocks(BLOCK_S))
+            blocks = reader.blocks(BLOCK_S)
+            mono = (b if len(b) == 1 else b.mean(axis=0, keepdims=True) for b in blocks)
             audio = resample_blocks(mono, reader.info.sample_rate, config.sample_rate)
             for chunk in chunks(audio, WINDOW_SEGMENTS * segment, OVERLAP_SEGMENTS * segment):
                 start, n_segments = chunk.start // segment, -(-chunk.audio.shape[1] // segment)
