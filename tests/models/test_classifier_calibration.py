@@ -1,4 +1,4 @@
-"""Calibration: known temperatures, shifts and thresholds are found again in the logits they made."""
+"""Calibration: known temperatures, shifts and thresholds are found again in logits made by them."""
 
 from __future__ import annotations
 
