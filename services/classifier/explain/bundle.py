@@ -85,7 +85,7 @@ class Bundle:
         self._add_arrays(
             f"{stem}.npz",
             relevance=(relevance.values / (largest or 1.0)).astype(np.float16),
-            scale=np.float32(largest),
+            scale=np.asarray(largest, np.float32),
             logmel=answer.logmel.astype(np.float16),
             **self._axes(answer),
         )

@@ -13,9 +13,9 @@ GRAD_CAM_STAGE: dict[str, str] = {
     "resnet": "stage4",
     "stride_cnn": "block4",
 }
-"""Whose maps Grad-CAM weighs: the last stage of convolutions, which is averaged over bands and time
-and scored linearly. In ``vgg_slat`` F1 scores what lies where, so a map has no one weight: measured
-on sounds of known place, its Grad-CAM was worse than chance."""
+"""Whose maps Grad-CAM weighs: the last stage of convolutions. ``vgg_slat`` has none: F1 weighs what
+lies where, so a map of it has no one weight, and on sounds of known place Grad-CAM was at times
+worse than chance."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -33,27 +33,26 @@ def relevance_picture(answer: Answer, reason: Reason, config: Config) -> bytes:
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap
 
-    figure = _figure(9.0, 6.0, layout="constrained")
+    figure = _figure(9.0, 6.0)
+    figure.set_layout_engine("constrained")
     plain, overlaid = figure.subplots(2, 1, sharex=True)
+    place = _placed(answer, config)
     level_db = 10.0 / np.log(10.0) * (answer.logmel - answer.logmel.max())
-    shown = plain.imshow(
-        level_db, cmap="magma", vmin=DEEPEST_DB, vmax=0.0, **_placed(answer, answer.logmel, config)
-    )
+    shown = plain.imshow(level_db, cmap="magma", vmin=DEEPEST_DB, vmax=0.0, **place)
     figure.colorbar(shown, ax=plain, label="level (dB below the loudest)", pad=0.015)
     plain.set_title("what the classifier heard", loc="left", fontsize=9)
 
     values = ndimage.gaussian_filter(reason.relevance.values, (SMOOTH_BANDS, SMOOTH_FRAMES))
     strongest = float(np.quantile(np.abs(values), STRONGEST_QUANTILE)) or 1.0
     share = np.clip(values / strongest, -1.0, 1.0)
-    place = _placed(answer, answer.logmel, config)
     overlaid.imshow(level_db, cmap="gray_r", vmin=DEEPEST_DB, vmax=0.0, alpha=0.55, **place)
     overlaid.imshow(_coloured(share), **place)
     if reason.chosen.any():
-        left, right, low, high = place["extent"]
         F, T = reason.chosen.shape
+        hop_s = config.hop_length / config.sample_rate
         overlaid.contour(
-            left + (np.arange(T) + 0.5) * (right - left) / T,
-            low + (np.arange(F) + 0.5) * (high - low) / F,
+            answer.extract.start_s + hop_s * np.arange(T),
+            np.arange(F),
             reason.chosen,
             levels=[0.5],
             colors="black",
@@ -99,7 +98,7 @@ def stage_picture(answer: Answer, stage: StageMaps, config: Config) -> bytes:
     for axes in grid.flat[len(pictures) :]:
         axes.set_axis_off()
     for axes, (title, values, colours) in zip(grid.flat, pictures, strict=False):
-        axes.imshow(values, cmap=colours, **_placed(answer, values, config))
+        axes.imshow(values, cmap=colours, **_placed(answer, config))
         axes.set_title(title, fontsize=8)
     for axes in grid[:, 0]:
         _in_hertz(axes, config, every=2)
@@ -122,11 +121,11 @@ def _named(answer: Answer) -> str:
     )
 
 
-def _figure(width_in: float, height_in: float, layout: str | None = None) -> Figure:
+def _figure(width_in: float, height_in: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width_in, height_in), dpi=DOTS_PER_INCH, layout=layout)
+    figure = Figure(figsize=(width_in, height_in), dpi=DOTS_PER_INCH)
     FigureCanvasAgg(figure)
     return figure
 
@@ -137,7 +136,7 @@ def _png(figure: Figure) -> bytes:
     return out.getvalue()
 
 
-def _placed(answer: Answer, values: FloatArray, config: Config) -> dict[str, object]:
+def _placed(answer: Answer, config: Config) -> dict[str, Any]:
     """Return how a map (f, t) of the whole window lies on axes of seconds and mel bands."""
     hop_s = config.hop_length / config.sample_rate
     start_s = answer.extract.start_s - hop_s / 2

@@ -73,7 +73,7 @@ def regions_of(
     """
     weight = positive(relevance)
     total = float(weight.sum(dtype=np.float64))
-    patches, n_patches = ndimage.label(chosen, structure=CORNERS_TOO)
+    patches, _ = ndimage.label(chosen, structure=CORNERS_TOO)
     edges_hz = mel_edges_hz(config.n_mels, 0.0, config.sample_rate / 2)
     between_hz = np.concatenate([[edges_hz[0]], (edges_hz[1:-2] + edges_hz[2:-1]) / 2])
     limits_hz = np.append(between_hz, edges_hz[-1])  # (F + 1,): band i lies between i and i + 1
@@ -91,5 +91,4 @@ def regions_of(
                 share=round(share, 4),
             )
         )
-    assert len(regions) == n_patches
     return sorted(regions, key=lambda region: -region.share)[:TOP_REGIONS]

@@ -62,13 +62,16 @@ def lrp(question: Question) -> Relevance:
 
     own = copy.deepcopy(network)
     own.fuse()
-    first, *rest = [module for block in own.blocks for module in block]
+    first, *rest = [layer for block in own.blocks.children() for layer in block.children()]
+    assert isinstance(first, nn.Conv2d)
+    assert own.f2.bias is not None
     above = nn.Sequential(*rest, *own.f1, own.f2)
     for layer in above:
         if isinstance(layer, nn.Conv2d):
             gamma = 0.0 if layer is own.f2 else GAMMA  # with 0 it is the epsilon rule
             layer.rule = GammaRule(gamma=gamma, set_bias_to_zero=True)
     with torch.no_grad():
+        bias = own.f2.bias[question.label].clone()
         own.f2.bias.zero_()
         seen = first(forward.maps).repeat(len(heard), 1, 1, 1)
     shares = LRP(above).attribute(
@@ -78,7 +81,7 @@ def lrp(question: Question) -> Relevance:
     weights = forward.weights[heard, None, None, None]
     reached = (shares * weights).sum(0, keepdim=True).detach()
     values = _to_input(question, first, forward.maps, reached)
-    total = float((forward.logits - network.f2.bias[question.label]) @ forward.weights)
+    total = float((forward.logits - bias) @ forward.weights)
     relevance = relevance_of(values[0, 0], total)
     n_frames = question.logmel.shape[2]
     return replace(
@@ -113,6 +116,7 @@ def _to_input(question: Question, conv: nn.Conv2d, x: Tensor, relevance: Tensor)
         silence = question.model.network_input(torch.full_like(question.logmel, SILENCE))
         loudness = x - F.pad(silence, (0, n_filled, 0, 0), mode="replicate")
         exciting = conv.weight.clamp(min=0.0)
-        reached = F.conv2d(loudness, exciting, padding=conv.padding)
+        padding = (conv.kernel_size[0] // 2, conv.kernel_size[1] // 2)
+        reached = F.conv2d(loudness, exciting, padding=padding)
         share = relevance / (reached + STABILISER)
-        return loudness * F.conv_transpose2d(share, exciting, padding=conv.padding)
+        return loudness * F.conv_transpose2d(share, exciting, padding=padding)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from services.classifier.config import CELL_FRAMES
 from services.classifier.explain.question import Question, Relevance, relevance_of
+from services.classifier.networks.hybrid import Hybrid
 
 
 def rolled_out(attentions: tuple[Tensor, ...]) -> Tensor:
@@ -30,10 +31,16 @@ def rolled_out(attentions: tuple[Tensor, ...]) -> Tensor:
 
 
 def attention_rollout(question: Question) -> Relevance:
-    """Return how much of all cells' values comes from each place, at least 0; sums to 1."""
-    model, x = question.model, question.logmel
+    """Return how much of all cells' values comes from each place, at least 0; sums to 1.
+
+    Raises:
+        TypeError: the network is no `hybrid`.
+    """
+    x, network = question.logmel, question.model.network
+    if not isinstance(network, Hybrid):
+        raise TypeError("only hybrid attends")
     with torch.no_grad():
-        attentions = model.network.attentions(model.network_input(x))
+        attentions = network.attentions(question.model.network_input(x))
         source = rolled_out(tuple(attention[0] for attention in attentions)).mean(0)
     T = x.shape[2]
     grid = source.reshape(1, 1, -1, T // CELL_FRAMES)  # (1, 1, f, t)
