@@ -146,6 +146,8 @@ def main(
             device=device,
             threads=threads,
         )
+    if tuned.after < tuned.before:
+        typer.echo("the weights as they were are better on these clips: keep them", err=True)
     typer.echo(
         f"the weights knew {len(tuned.known)} of {len(chosen.labels)} labels\n"
         f"accuracy on held-out clips: {100 * tuned.before:.1f} % before, "
