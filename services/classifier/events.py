@@ -18,6 +18,8 @@ from services.classifier.config import LOW_SHARE, MERGE_GAP_S, SNAP_S, median_se
 Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Span = tuple[float, float]
 
+CONFIDENCE_QUANTILE = 0.75
+
 
 def spans_above(scores: Array, high: float, low: float) -> list[tuple[int, int]]:
     """Return [start, stop) runs of ``scores`` (T,) at or above ``low`` that reach ``high``."""
@@ -27,14 +29,14 @@ def spans_above(scores: Array, high: float, low: float) -> list[tuple[int, int]]
     return [(start, stop) for start, stop in runs if scores[start:stop].max() >= high]
 
 
-def union_of(spans: Sequence[Span], gap_s: float = 0.0) -> list[Span]:
-    """Return spans in order, those that overlap or lie at most ``gap_s`` apart made one."""
+def union_of(spans: Sequence[Span], gap: float = 0.0) -> list[Span]:
+    """Return spans in order, those that overlap or lie at most ``gap`` apart made one."""
     merged: list[Span] = []
-    for onset_s, offset_s in sorted(spans):
-        if merged and onset_s <= merged[-1][1] + gap_s:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], offset_s))
+    for start, stop in sorted(spans):
+        if merged and start <= merged[-1][1] + gap:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
         else:
-            merged.append((onset_s, offset_s))
+            merged.append((start, stop))
     return merged
 
 
@@ -60,6 +62,27 @@ def smoothed(scores: Array, size: int) -> Array:
     return median
 
 
+def stretches(scores: Array, threshold: float, gap: float) -> list[tuple[int, int]]:
+    """Return [start, stop) where a label sounds: hysteresis, short gaps closed.
+
+    A stretch reaches the threshold and lasts while above ``LOW_SHARE`` of it. Where less than a
+    quarter of it reaches the threshold, only the parts of it that do are returned.
+
+    Args:
+        scores: (T,) in [0, 1], smoothed.
+        threshold: above 0.
+        gap: stretches at most so many scores apart are one.
+    """
+    found: list[tuple[int, int]] = []
+    for start, stop in _united(spans_above(scores, threshold, LOW_SHARE * threshold), gap):
+        if _confidence(scores[start:stop]) >= threshold:
+            found.append((start, stop))
+        else:
+            parts = spans_above(scores[start:stop], threshold, threshold)
+            found += [(start + first, start + last) for first, last in _united(parts, gap)]
+    return found
+
+
 def find_events(
     probabilities: Array,
     label: str,
@@ -70,32 +93,29 @@ def find_events(
 ) -> list[Event]:
     """Return the events of one label, in order.
 
+    An event's confidence is the upper quartile of its smoothed probabilities: their mean is too
+    humble, as an event fades in and out, and their maximum too bold. It is no less than the
+    threshold.
+
     Args:
-        probabilities: (T,) in [0, 1], one per segment.
+        probabilities: (T,) in [0, 1], calibrated, one per segment.
         label: the class; decides how much is smoothed and whether regions are looked at.
         regions: (onset, offset) of the foreground in seconds, in order, apart from each other.
-        threshold: an event's smoothed score reaches this; it lasts above ``LOW_SHARE`` of it.
+        threshold: in [0, 1], see ``stretches``.
         segment_s: length of a segment.
         duration_s: no event ends later.
     """
     # a threshold of 0 asks for everything, silence still holds nothing
-    high = max(threshold, 1e-6)
-    if probabilities.max() < high:
+    threshold = max(threshold, 1e-6)
+    if probabilities.max() < threshold:
         return []
     smooth = smoothed(probabilities, median_segments(label, segment_s))
-    spans = union_of(
-        [
-            (start * segment_s, stop * segment_s)
-            for start, stop in spans_above(smooth, high, LOW_SHARE * high)
-        ],
-        MERGE_GAP_S,
-    )
     starts_s = np.array([region[0] for region in regions])
     stops_s = np.array([region[1] for region in regions])
     events = []
-    for span in spans:
-        first, last = round(span[0] / segment_s), round(span[1] / segment_s)
-        confidence = float(smooth[first:last].max())
+    for first, last in stretches(smooth, threshold, MERGE_GAP_S / segment_s):
+        span = (first * segment_s, last * segment_s)
+        confidence = max(threshold, _confidence(smooth[first:last]))
         if label not in BACKGROUND_LABELS:
             near = slice(
                 int(np.searchsorted(stops_s, span[0])), int(np.searchsorted(starts_s, span[1]))
@@ -105,3 +125,11 @@ def find_events(
         if offset_s > onset_s:
             events.append(Event(label, onset_s, offset_s, round(confidence, 4)))
     return events
+
+
+def _united(spans: Sequence[tuple[int, int]], gap: float) -> list[tuple[int, int]]:
+    return [(int(start), int(stop)) for start, stop in union_of(spans, gap)]
+
+
+def _confidence(scores: Array) -> float:
+    return float(np.quantile(scores, CONFIDENCE_QUANTILE))
