@@ -16,7 +16,6 @@ from common.datasets.clips import labels_of as labels_of
 from common.datasets.clips import renamed as renamed
 from common.datasets.folds import Parts as Parts
 from common.datasets.folds import folds_of as folds_of
-from common.datasets.folds import leaky_random_split as leaky_random_split
 from common.datasets.folds import select_folds as select_folds
 from common.datasets.layouts import load_layout as load_layout
 from common.datasets.leaks import Dropped as Dropped

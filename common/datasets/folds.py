@@ -1,12 +1,10 @@
-"""Folds: the published ones, for cross-validation, and a random split for comparison."""
+"""Folds, the published ones, for cross-validation."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from common.datasets.clips import Clip, labels_of
 from common.errors import ClassMissing, FoldMissing
@@ -69,29 +67,6 @@ def select_folds(clips: Sequence[Clip], folds: Collection[int]) -> Parts:
                     fold,
                 )
     return parts
-
-
-def leaky_random_split(clips: Sequence[Clip], share: float, seed: int) -> Parts:
-    """Return a random ``share`` of the clips as test, sources ignored. Never judge a model by it.
-
-    Clips cut from one recording fall on both sides, so a model is tested on what it has heard.
-    It exists to show, beside the published folds, how much that flatters.
-
-    Args:
-        share: of the clips, above 0 and below 1; rounded to whole clips, at least one a side.
-
-    Raises:
-        ValueError: ``share`` is out of range or there are fewer than two clips.
-    """
-    if not 0.0 < share < 1.0 or len(clips) < 2:
-        raise ValueError(f"a share of {share} of {len(clips)} clips leaves a side empty")
-    n_test = min(max(round(share * len(clips)), 1), len(clips) - 1)
-    order = np.random.default_rng(seed).permutation(len(clips))
-    drawn = set(order[:n_test].tolist())
-    return Parts(
-        train=tuple(clip for number, clip in enumerate(clips) if number not in drawn),
-        test=tuple(clip for number, clip in enumerate(clips) if number in drawn),
-    )
 
 
 def _counts(clips: Iterable[Clip]) -> Counter[str]:

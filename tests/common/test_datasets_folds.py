@@ -18,7 +18,6 @@ from common.datasets import (
     folds_of,
     joined,
     labels_of,
-    leaky_random_split,
     load_layout,
     renamed,
     select_folds,
@@ -63,18 +62,6 @@ def test_folds_and_classes_that_are_missing_are_named() -> None:
         select_folds(clips, [1, 3])
     assert (error.value.label, error.value.fold) == ("rain", None)
     assert len(select_folds(clips, [3]).train) == 3  # its second label counts
-
-
-def test_a_random_split_keeps_its_share_and_its_seed() -> None:
-    clips = [clip(n, "dog", 1) for n in range(10)]
-    parts = leaky_random_split(clips, 0.3, seed=1)
-    assert len(parts.test) == 3
-    assert {*parts.train, *parts.test} == set(clips)
-    assert parts == leaky_random_split(clips, 0.3, seed=1)
-    assert any(parts != leaky_random_split(clips, 0.3, seed) for seed in range(2, 6))
-    assert len(leaky_random_split(clips, 0.001, seed=1).test) == 1
-    with pytest.raises(ValueError, match=r"leaves a side empty"):
-        leaky_random_split(clips, 1.0, seed=1)
 
 
 def test_labels_of_a_clip_agree() -> None:
