@@ -23,13 +23,13 @@ import typer
 
 from common.datasets import Clip, drop_leaks, labels_of, load_layout, select_folds
 from common.features import mel_filters
-from services.classifier.pictures import grid_picture
-from services.classifier.predictions import Predictions
+from services.classifier.evaluation.pictures import grid_picture
+from services.classifier.evaluation.predictions import Predictions
+from services.classifier.evaluation.reports import markdown, percent, write_json, write_text
+from services.classifier.evaluation.scoring import score_clips
+from services.classifier.evaluation.trials import Machine, Trial, run_trials
 from services.classifier.recipe import RECIPES, Plan, read_plan
-from services.classifier.reports import markdown, percent, write_json, write_text
-from services.classifier.scoring import score_clips
 from services.classifier.selection import folds_in, plain_errors
-from services.classifier.trials import Machine, Trial, run_trials
 
 Optimizer = Literal["adam", "adamw", "rmsprop", "sgd"]
 

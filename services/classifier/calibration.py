@@ -23,9 +23,9 @@ from scipy.special import expit, logsumexp
 from common.domain import Event
 from common.soundscapes import Soundscape
 from services.classifier.config import Config
+from services.classifier.evaluation.scoring import Counts, match_events, match_seconds, truth_of
 from services.classifier.events import find_events
 from services.classifier.model import Classifier
-from services.classifier.scoring import Counts, match_events, match_seconds, truth_of
 
 Array = npt.NDArray[np.floating[Any]]
 

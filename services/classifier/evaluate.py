@@ -17,7 +17,8 @@ import torch
 import typer
 
 from common.datasets import Clip, ClipBank, labels_of, load_layout
-from services.classifier.benchmark import (
+from services.classifier.config import DEFAULT_WEIGHTS
+from services.classifier.evaluation.benchmark import (
     Benchmark,
     clips_in_hand,
     keep,
@@ -25,9 +26,7 @@ from services.classifier.benchmark import (
     peer_predictions,
     report,
 )
-from services.classifier.config import DEFAULT_WEIGHTS
-from services.classifier.infer import load
-from services.classifier.judging import (
+from services.classifier.evaluation.judging import (
     TAG_THRESHOLD,
     Known,
     Scores,
@@ -40,22 +39,23 @@ from services.classifier.judging import (
     known_only,
     score_by_set,
 )
-from services.classifier.listening import LoadedClassifier
-from services.classifier.peers import PEER_NAMES, Peer
-from services.classifier.protocols import PROTOCOLS, RANDOM_SPLIT, Protocol, at_random
-from services.classifier.provenance import seen_in_training, trained_on
-from services.classifier.recipe import RECIPES, read_plan
-from services.classifier.reports import (
+from services.classifier.evaluation.peers import PEER_NAMES, Peer
+from services.classifier.evaluation.protocols import PROTOCOLS, RANDOM_SPLIT, Protocol, at_random
+from services.classifier.evaluation.reports import (
     classes_table,
     clips_table,
     percent,
     tags_table,
     write_json,
 )
-from services.classifier.scenes import score_scenes, soundscapes_of
+from services.classifier.evaluation.scenes import score_scenes, soundscapes_of
+from services.classifier.evaluation.speed import measure_speed
+from services.classifier.evaluation.trials import Machine
+from services.classifier.infer import load
+from services.classifier.listening import LoadedClassifier
+from services.classifier.provenance import seen_in_training, trained_on
+from services.classifier.recipe import RECIPES, read_plan
 from services.classifier.selection import folds_in, plain_errors
-from services.classifier.speed import measure_speed
-from services.classifier.trials import Machine
 
 _of_weights = partial(typer.Option, rich_help_panel="Judging a weights file")
 _of_protocol = partial(typer.Option, rich_help_panel="Training and testing by a protocol")

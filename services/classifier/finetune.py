@@ -19,8 +19,8 @@ import typer
 from common import checkpoint
 from common.datasets import LAYOUTS, Clip, ClipBank, load_layout, renamed
 from services.classifier.config import DEFAULT_WEIGHTS, Config
+from services.classifier.evaluation.predictions import predict
 from services.classifier.model import build
-from services.classifier.predictions import predict
 from services.classifier.recipe import RECIPES, Recipe, read_plan
 from services.classifier.selection import (
     choose,

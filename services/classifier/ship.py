@@ -17,10 +17,10 @@ import typer
 from common import checkpoint
 from common.errors import DatasetInvalid, DatasetMissing
 from services.classifier.config import Config
-from services.classifier.predictions import Predictions, pooled
-from services.classifier.results import temperature_of
+from services.classifier.evaluation.predictions import Predictions, pooled
+from services.classifier.evaluation.results import temperature_of
+from services.classifier.evaluation.trials import PREDICTIONS_FILE
 from services.classifier.selection import plain_errors
-from services.classifier.trials import PREDICTIONS_FILE
 
 
 def ship_temperature(weights: Path, runs: Sequence[Path]) -> float:

@@ -29,9 +29,9 @@ from common.training import FitConfig, Losses, Validation, fit
 from services.classifier.calibration import calibrate_segments, fit_temperature
 from services.classifier.config import WINDOW_SEGMENTS, Config
 from services.classifier.data import CROP_SEGMENTS, MAX_BATCH, Batch, BatchMaker, MelBank
+from services.classifier.evaluation.predictions import clip_id, predict, predictions_of
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
-from services.classifier.predictions import clip_id, predict, predictions_of
 from services.classifier.provenance import TRAINED_ON, trained_on, training_notes
 from services.classifier.recipe import RECIPES, Recipe, read_plan
 from services.classifier.selection import (

@@ -20,14 +20,14 @@ from common.errors import DatasetInvalid, FoldMissing, WeightsInvalid
 from common.soundscapes import Soundscape
 from services.classifier import evaluate
 from services.classifier.config import Config, HybridSettings
+from services.classifier.evaluation.judging import band_limited, in_folds, known_only
+from services.classifier.evaluation.peers import CepstralBank, peer_logits
+from services.classifier.evaluation.predictions import predict
+from services.classifier.evaluation.scenes import oracle_mask
+from services.classifier.evaluation.speed import time_process
 from services.classifier.infer import load
-from services.classifier.judging import band_limited, in_folds, known_only
 from services.classifier.model import build
-from services.classifier.peers import CepstralBank, peer_logits
-from services.classifier.predictions import predict
 from services.classifier.provenance import seen_in_training, trained_on, training_notes
-from services.classifier.scenes import oracle_mask
-from services.classifier.speed import time_process
 from tests.models.hums import hum, hums
 
 LABELS = ("dog", "siren", "speech")

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from common.domain import Event
-from services.classifier.pictures import (
+from services.classifier.evaluation.pictures import (
     confusion,
     evaluation_picture,
     grid_picture,
     tags_picture,
 )
-from services.classifier.predictions import Predictions, pooled
-from services.classifier.results import Summary, judged, spread, temperatures
-from services.classifier.scoring import (
+from services.classifier.evaluation.predictions import Predictions, pooled
+from services.classifier.evaluation.results import Summary, judged, spread, temperatures
+from services.classifier.evaluation.scoring import (
     Counts,
     calibration_of,
     closed_choice,

@@ -17,13 +17,20 @@ from tqdm import tqdm
 
 from common.datasets import Clip, check_no_leaks
 from common.errors import ClassMissing, FoldMissing, LeakFound
-from services.classifier import evaluate, trials
+from services.classifier import evaluate
 from services.classifier.config import Config, HybridSettings
-from services.classifier.predictions import Predictions
-from services.classifier.protocols import PROTOCOLS, at_random, own_classes, parts_of
+from services.classifier.evaluation import trials
+from services.classifier.evaluation.predictions import Predictions
+from services.classifier.evaluation.protocols import PROTOCOLS, at_random, own_classes, parts_of
+from services.classifier.evaluation.trials import (
+    LOG_FILE,
+    PREDICTIONS_FILE,
+    Machine,
+    Trial,
+    TrialFailed,
+)
 from services.classifier.recipe import Recipe
 from services.classifier.ship import ship_temperature
-from services.classifier.trials import LOG_FILE, PREDICTIONS_FILE, Machine, Trial, TrialFailed
 from tests.models.hums import hum
 from tests.models.urban import PER_FOLD, urban_sound
 

@@ -23,17 +23,17 @@ from common.datasets import (
 )
 from common.datasets.clips import RENAMED
 from common.errors import DatasetInvalid, FoldMissing
-from services.classifier.listening import LoadedClassifier
-from services.classifier.pictures import confusion, evaluation_picture, tags_picture
-from services.classifier.predictions import Array, Predictions, predict, predictions_of
-from services.classifier.reports import percent
-from services.classifier.scoring import (
+from services.classifier.evaluation.pictures import confusion, evaluation_picture, tags_picture
+from services.classifier.evaluation.predictions import Array, Predictions, predict, predictions_of
+from services.classifier.evaluation.reports import percent
+from services.classifier.evaluation.scoring import (
     ClipScores,
     TagScores,
     closed_choice,
     score_clips,
     score_tags,
 )
+from services.classifier.listening import LoadedClassifier
 
 BAND_LIMIT_RATE_HZ = 8_000
 TAG_THRESHOLD = 0.5

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from services.classifier.calibration import fit_temperature
-from services.classifier.predictions import Array, Predictions, pooled
-from services.classifier.scoring import ClipScores, score_clips
+from services.classifier.evaluation.predictions import Array, Predictions, pooled
+from services.classifier.evaluation.scoring import ClipScores, score_clips
 
 MEASURES = (
     "accuracy",

@@ -25,8 +25,8 @@ from common.datasets import Clip, ClipBank, check_no_leaks
 from common.errors import PermanentError
 from common.training_watch import JOURNAL_FILE
 from services.classifier.config import Config
+from services.classifier.evaluation.predictions import Predictions, clip_id, predict, predictions_of
 from services.classifier.infer import load
-from services.classifier.predictions import Predictions, clip_id, predict, predictions_of
 from services.classifier.recipe import Recipe
 from services.classifier.train import train
 

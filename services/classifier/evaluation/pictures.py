@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.checkpoint import written_beside
-from services.classifier.scoring import Calibration
+from services.classifier.evaluation.scoring import Calibration
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,9 +17,9 @@ from common.domain import ArtifactKind
 from common.masks import MASK_BANDS, MASK_HOP_S, MaskWriter
 from common.params import ClassifyParams
 from common.stage_io import StageInput
+from services.classifier.evaluation.predictions import Array
 from services.classifier.infer import process
 from services.classifier.listening import LoadedClassifier
-from services.classifier.predictions import Array
 
 SHORT_S = 5
 LONG_S = 600

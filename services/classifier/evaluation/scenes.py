@@ -17,10 +17,10 @@ from common.masks import MASK_BANDS, MASK_F_MAX_HZ, MASK_HOP_S, MaskWriter
 from common.params import ClassifyParams
 from common.soundscapes import Soundscape, cast_of, make_soundscape
 from common.stage_io import StageInput
+from services.classifier.evaluation.predictions import Array
+from services.classifier.evaluation.scoring import Counts, match_events, match_seconds, truth_of
 from services.classifier.infer import events_in
 from services.classifier.listening import LoadedClassifier, listen
-from services.classifier.predictions import Array
-from services.classifier.scoring import Counts, match_events, match_seconds, truth_of
 
 SCENE_SEED = 2026
 MASK_N_FFT = 2048

@@ -18,15 +18,20 @@ from tqdm import tqdm
 from common.datasets import Clip, ClipBank, labels_of, load_clips, load_layout, renamed
 from common.datasets.splits import FOLDERS
 from services.classifier.config import Config
-from services.classifier.peers import PEER_NAMES, CepstralBank, Peer, peer_logits
-from services.classifier.pictures import confusion, evaluation_picture
-from services.classifier.predictions import Predictions, pooled, predictions_of
-from services.classifier.protocols import RANDOM_SPLIT, Protocol, own_classes, parts_of
-from services.classifier.recipe import Recipe
-from services.classifier.reports import markdown, percent, summaries_table, write_json, write_text
-from services.classifier.results import Result, Summary, calibrated, judged, temperatures
-from services.classifier.scoring import calibration_of, closed_choice
-from services.classifier.trials import (
+from services.classifier.evaluation.peers import PEER_NAMES, CepstralBank, Peer, peer_logits
+from services.classifier.evaluation.pictures import confusion, evaluation_picture
+from services.classifier.evaluation.predictions import Predictions, pooled, predictions_of
+from services.classifier.evaluation.protocols import RANDOM_SPLIT, Protocol, own_classes, parts_of
+from services.classifier.evaluation.reports import (
+    markdown,
+    percent,
+    summaries_table,
+    write_json,
+    write_text,
+)
+from services.classifier.evaluation.results import Result, Summary, calibrated, judged, temperatures
+from services.classifier.evaluation.scoring import calibration_of, closed_choice
+from services.classifier.evaluation.trials import (
     PREDICTIONS_FILE,
     Machine,
     Trial,
@@ -34,6 +39,7 @@ from services.classifier.trials import (
     digest_of,
     run_trials,
 )
+from services.classifier.recipe import Recipe
 
 RESULT_FILE = "result.json"
 PICTURE_FILE = "result.png"

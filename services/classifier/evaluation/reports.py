@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint import written_beside
-from services.classifier.results import Spread, Summary
-from services.classifier.scoring import ClassScore, ClipScores, TagScores
+from services.classifier.evaluation.results import Spread, Summary
+from services.classifier.evaluation.scoring import ClassScore, ClipScores, TagScores
 
 
 def write_text(path: Path, text: str) -> None:
