@@ -28,7 +28,7 @@ from services.classifier.model import Classifier
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
-CPU_BATCH_WINDOWS = 8
+CPU_BATCH_WINDOWS = 16
 CUDA_BATCH_WINDOWS = 64
 BLOCK_S = 5.0
 SILENT_LOGIT = -20.0

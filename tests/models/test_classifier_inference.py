@@ -220,8 +220,9 @@ LENGTHS_S = (0.3, 5.0, 1.0, 12.0, 5.0, 1.0, 5.0, 0.01, 3.0, 5.0, 5.0)
 
 
 @pytest.fixture
-def shard(tmp_path: Path) -> list[StageInput]:
-    """Recordings of several lengths, some with a mask; more windows than a batch holds."""
+def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[StageInput]:
+    """Recordings of several lengths, some with a mask; several batches, of which some are mixed."""
+    monkeypatch.setattr(listening, "CPU_BATCH_WINDOWS", 4)
     return [
         item_of(
             tmp_path / str(number),
