@@ -22,10 +22,12 @@ from pydantic import (
 from common.domain import Stage
 from common.errors import ParametersInvalid
 from common.labels import LABELS
-from common.text.understanding import WHY, Abstained, Intent, understand
+from common.text.understanding import MAX_LENGTH, WHY, Abstained, Intent, understand
+from common.text.words import plain
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 MAX_WISHES = 100  # texts that say what to remove
+ONLY = frozenset({"just", "only", "solely"})  # without a word for removing, they name what is kept
 SHOWN_CHARACTERS = 100  # of a text that is refused
 
 ExplainMethod = Literal[
@@ -55,8 +57,8 @@ def _in_words(wanted: object) -> object:
         return _asked_for(wanted)
     if not isinstance(wanted, list | tuple) or not all(isinstance(one, str) for one in wanted):
         return wanted
-    if len(wanted) > MAX_WISHES:
-        raise ValueError(f"more than {MAX_WISHES} texts")
+    if len(wanted) > MAX_WISHES or sum(map(len, wanted)) > MAX_LENGTH:
+        raise ValueError(f"more than {MAX_WISHES} texts, or {MAX_LENGTH} characters together")
     labels: list[str] = []
     for one in wanted:
         try:
@@ -70,16 +72,23 @@ def _asked_for(text: str) -> tuple[str, ...]:
     """Return the labels that a text asks to remove: itself, where it is a label.
 
     Whoever asks to remove something and is half understood would lose or keep the wrong sounds, so
-    a text is refused that names anything that is not known, or what is to be kept.
+    a text is refused that holds anything that is not understood, or names what is to be kept or
+    found.
     """
     if text in LABELS:
         return (text,)
     meant = understand(text)
-    why = WHY[meant.abstained] if meant.abstained else None
-    if meant.intent is Intent.KEEP and meant.labels:
+    removes = meant.intent is Intent.REMOVE
+    puzzling = (*meant.others, *meant.unknown, *(guess.label for guess in meant.unsure))
+    why = None
+    if meant.abstained:
+        why = WHY[meant.abstained]
+    elif meant.intent is Intent.KEEP or (not removes and ONLY.intersection(plain(text).tokens)):
         why = WHY[Abstained.NEGATED]
-    elif meant.others and meant.labels:
-        why = f"No sound that is known here: {', '.join(meant.others)}."
+    elif meant.intent is Intent.FIND:
+        why = "The text asks to find a sound, not to remove it."
+    elif puzzling:
+        why = f"Not understood: {', '.join(puzzling)}."
     if why is not None:
         raise ValueError(f"{text[:SHOWN_CHARACTERS]!r}: {why} Known: {', '.join(LABELS)}")
     return meant.labels
@@ -119,11 +128,11 @@ class ClassifyParams(StageParams):
     weights. ``embeddings`` also stores vectors along time, for finding alike sounds.
     ``explain`` asks for the reasons as an artifact, by these methods; see docs/explanations.md.
     It explains ``explain_labels``, by default the best one, each in the ``explain_windows``
-    windows of 5.12 s where it is most confident. Not asked for, these are left out of what is
-    written down, so that results from before there were explanations are still reused.
+    windows of 5.12 s where it is most confident. What is not asked for is left out of what is
+    written down, so that workers of before these wishes existed still read it.
     """
 
-    threshold: Probability | None = None
+    threshold: Probability | None = Field(default=None, exclude_if=lambda value: value is None)
     top_k: int = Field(default=5, ge=1, le=len(LABELS))
     embeddings: bool = Field(default=False, exclude_if=operator.not_)
     explain: Annotated[tuple[ExplainMethod, ...], AfterValidator(_in_order)] = Field(

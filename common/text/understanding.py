@@ -212,6 +212,8 @@ class _Said:
             self._not, self._not_used = True, False
         elif word == "but":
             self._end()
+        elif word == "stop" and following in REMOVE:
+            self._not, self._not_used = True, False
         else:
             self._verb(word, following)
 

@@ -77,6 +77,9 @@ def deployment(
         keys.make(session, "first", [Scope.READ])
     engine.dispose()
     open_store(settings).prepare()
+    with redis_server.client() as client:  # what earlier tests left open in this process
+        for kind in ("normal", "pubsub"):
+            client.client_kill_filter(_type=kind, skipme=True)
     return settings
 
 
