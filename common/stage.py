@@ -71,7 +71,7 @@ def run_message(
         log.error("message refused", stage=stage, shard_id=shard_id, detail=str(error))
         stage_metrics.count_message(stage, Fate.REFUSED)
         if shard_id is not None:
-            pause_s = random.uniform(*AFTER_REFUSAL_S)  # noqa: S311
+            pause_s = random.uniform(*AFTER_REFUSAL_S)  # noqa: S311 (spreads retries, no secret)
             transact(around.sessions, lambda s: runs.return_shard(s, shard_id, pause_s))
         return
     if around.drain.asked:

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from services.classifier.config import Config, StrideCnnSettings
+from services.classifier.config import CELL_FRAMES, Config, StrideCnnSettings
 from services.classifier.networks.cells import head, mean_of_all, mean_of_bands, on_cells
 from services.classifier.networks.scores import Scores
 
@@ -63,7 +63,7 @@ class StrideCnn(nn.Module):
             x: (B, 1, F, T) log-mel, each band normalised, T a multiple of 8.
             mask: (B, f, t) probability of foreground per cell, or None for all ones.
         """
-        n_cells = x.shape[3] // 8
+        n_cells = x.shape[3] // CELL_FRAMES
         maps = self.block4(self.block3(self.block2(self.block1(x))))  # (B, c4, f, ceil(T/16))
         if mask is not None:
             mask = F.adaptive_avg_pool2d(mask, maps.shape[2:])
