@@ -187,6 +187,30 @@ def make_soundscape(
     return Soundscape(rate, mixture, background, background_label, tuple(events))
 
 
+def soundscapes_of(
+    bank: ClipBank,
+    clips: Sequence[Clip],
+    n: int,
+    seed: int,
+    duration_s: float = 10.0,
+    max_events: int = 9,
+    snr_db: tuple[float, float] = (-5.0, 30.0),
+) -> Iterator[Soundscape]:
+    """Yield ``n`` fixed soundscapes of clips; number i is the same whatever ``n`` is.
+
+    Raises:
+        ValueError: none of the clips can stand in the foreground.
+    """
+    cast = cast_of(clips)
+    if not cast.foreground:
+        raise ValueError("soundscapes need clips of the foreground, and there are none")
+    for index in range(n):
+        rng = np.random.default_rng((seed, index))
+        yield make_soundscape(
+            bank, cast.foreground, cast.background, rng, duration_s, max_events, snr_db
+        )
+
+
 def evaluation_soundscapes(
     bank: ClipBank,
     n: int,
@@ -198,19 +222,11 @@ def evaluation_soundscapes(
 ) -> Iterator[Soundscape]:
     """Yield ``n`` fixed soundscapes from the clips of one split that no model trains on.
 
-    Number i is the same whatever ``n`` is.
-
     Raises:
-        ValueError: if the split has no clip for the foreground.
+        ValueError: the split has no clip for the foreground.
     """
-    cast = cast_of([clip for clip in bank.clips if split_of(clip) == split])
-    if not cast.foreground:
-        raise ValueError(f"no foreground clips in the {split} split")
-    for index in range(n):
-        rng = np.random.default_rng([seed, index])
-        yield make_soundscape(
-            bank, cast.foreground, cast.background, rng, duration_s, max_events, snr_db
-        )
+    clips = [clip for clip in bank.clips if split_of(clip) == split]
+    yield from soundscapes_of(bank, clips, n, seed, duration_s, max_events, snr_db)
 
 
 def evaluation_set(

@@ -4,8 +4,8 @@ Fitted on logits of sounds that the model has not been trained on. Leaves out ho
 about (``predictions``, protocols) and how calibrated they are (``scoring``).
 
 Sources: Guo et al. 2017, "On calibration of modern neural networks", for the temperature; Platt
-1999, "Probabilistic outputs for support vector machines", for the shift beside it that segments
-have, which are far more often empty than clips.
+1999, "Probabilistic outputs for support vector machines", for the shift beside it that sigmoids
+have, since training mixes several sounds and what is listened to often holds one or none.
 """
 
 from __future__ import annotations
@@ -30,16 +30,18 @@ from services.classifier.model import Classifier
 Array = npt.NDArray[np.floating[Any]]
 
 LARGEST_TEMPERATURE = 20.0
+SCENE_SEED = 7
+"""Of the soundscapes that are fitted on; those that are judged have another."""
 THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))
 """From 0.1 to 0.9: those that an event's threshold is chosen from."""
 
 
 @dataclass(frozen=True)
-class SegmentCalibration:
-    """Logits of segments become ``sigmoid((logit + shift) / temperature)``."""
+class Scale:
+    """Logits become ``(logit + shift) / temperature``; before a softmax a shift does nothing."""
 
-    temperature: float
-    shift: float
+    temperature: float = 1.0
+    shift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class HeardScene:
     duration_s: float
 
 
-def fit_temperature(logits: Array, present: npt.NDArray[Any], multi_label: bool) -> float:
-    """Return the temperature that clips' logits are best divided by: that of the least loss.
+def fit_clips(logits: Array, present: npt.NDArray[Any], multi_label: bool) -> Scale:
+    """Return what makes logits of clips probabilities: the scale of the least loss.
 
     The loss is the mean negative log-likelihood, of a softmax or, with ``multi_label``, of one
     sigmoid per label; lower is better.
@@ -63,38 +65,39 @@ def fit_temperature(logits: Array, present: npt.NDArray[Any], multi_label: bool)
         multi_label: as in the config.
 
     Raises:
-        ValueError: no clips, shapes that differ, or logits that are not finite.
+        ValueError: no clips, shapes that differ, logits that are not finite, or, of sigmoids,
+            labels that are all there or all not.
     """
+    if multi_label:
+        return fit_sigmoids(logits, present)
     _check(logits, present)
     x, truth = logits.astype(np.float64), present.astype(np.float64)
 
     def loss(log_temperature: float) -> float:
         scaled = x / np.exp(log_temperature)
-        if multi_label:
-            return float(_cross_entropy(scaled, truth).mean())
         likelihood = scaled - logsumexp(scaled, axis=1, keepdims=True)
         return -float((truth * likelihood).sum(axis=1).mean())
 
     widest = float(np.log(LARGEST_TEMPERATURE))
     found = minimize_scalar(loss, bounds=(-widest, widest), method="bounded")
-    return float(np.exp(found.x))
+    return Scale(float(np.exp(found.x)))
 
 
-def fit_segments(logits: Array, present: npt.NDArray[Any]) -> SegmentCalibration:
-    """Return what makes logits of segments probabilities, by the least binary cross-entropy.
+def fit_sigmoids(logits: Array, present: npt.NDArray[Any]) -> Scale:
+    """Return what makes logits probabilities, by the least binary cross-entropy.
 
     Args:
-        logits: any shape; all labels and segments together.
-        present: the same shape, in [0, 1]: whether the label sounds in the segment.
+        logits: any shape; all labels, clips and segments together.
+        present: the same shape, in [0, 1]: whether the label is there.
 
     Raises:
-        ValueError: no segments, shapes that differ, logits that are not finite, or segments that
-            all hold the label or all do not.
+        ValueError: no logits, shapes that differ, logits that are not finite, or labels that are
+            all there or all not.
     """
     _check(logits, present)
     x, truth = logits.astype(np.float64).ravel(), present.astype(np.float64).ravel()
     if not 0.0 < truth.mean() < 1.0:
-        raise ValueError("segments with a label and segments without are both needed")
+        raise ValueError("logits with their label and logits without are both needed")
 
     def loss_and_slope(fit: Array) -> tuple[float, Array]:
         log_scale, offset = fit
@@ -112,7 +115,7 @@ def fit_segments(logits: Array, present: npt.NDArray[Any]) -> SegmentCalibration
         bounds=[(-widest, widest), (None, None)],
     )
     temperature = float(np.exp(-found.x[0]))
-    return SegmentCalibration(temperature, float(found.x[1]) * temperature)
+    return Scale(temperature, float(found.x[1]) * temperature)
 
 
 @torch.inference_mode()
@@ -169,18 +172,18 @@ def best_threshold(heard: Sequence[HeardScene], config: Config) -> float:
     return max(THRESHOLDS, key=quality)
 
 
-def calibrate_segments(
-    model: Classifier, scenes: Iterable[Soundscape], device: str = "cpu"
-) -> Config:
-    """Return the model's config with all that is fitted on soundscapes.
+def with_segments_fitted(config: Config, heard: Sequence[HeardScene]) -> Config:
+    """Return a config with all that is fitted on soundscapes.
+
+    Args:
+        config: its labels are those of the soundscapes' logits.
+        heard: soundscapes, each as a model heard it that has not been trained on its sounds.
 
     Raises:
         ValueError: the soundscapes hold no event of the labels, or nothing else.
     """
-    config = model.config
-    heard = hear_scenes(model, scenes, device)
     active = [activity_of(scene, config.labels, config.segment_s) for scene in heard]
-    fitted = fit_segments(
+    fitted = fit_sigmoids(
         np.concatenate([scene.logits.ravel() for scene in heard]),
         np.concatenate([part.ravel() for part in active]),
     )

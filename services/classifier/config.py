@@ -69,11 +69,11 @@ def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
 class HybridSettings:
     """Sizes of ``networks.hybrid``: widths of both branches and of what fuses them."""
 
-    channels: tuple[int, ...] = (24, 40, 80, 160)
-    patch_width: int = 112
+    channels: tuple[int, ...] = (16, 32, 56, 112)
+    patch_width: int = 80
     patch_layers: int = 2
     patch_heads: int = 4
-    fused_width: int = 144
+    fused_width: int = 112
 
     def __post_init__(self) -> None:
         """Raises ValueError: a wrong type, or out of range."""
@@ -143,8 +143,8 @@ class Config:
     """A classifier: what it tells apart, its front end, its network and its calibration.
 
     ``multi_label``: several labels can sound at once (sigmoids); else exactly one (softmax).
-    The calibration is fitted after training: the clip's logits are divided by ``temperature``,
-    those of segments become ``sigmoid((logit + segment_shift) / segment_temperature)``, and
+    The calibration is fitted after training: the clip's logits become ``(logit + shift) /
+    temperature``, those of segments ``sigmoid((logit + segment_shift) / segment_temperature)``, and
     ``event_threshold`` is what such a probability has to reach unless a request says otherwise.
     """
 
@@ -159,6 +159,7 @@ class Config:
     dropout: float = 0.2
     network: NetworkSettings = HybridSettings()
     temperature: float = 1.0
+    shift: float = 0.0
     segment_temperature: float = 1.0
     segment_shift: float = 0.0
     event_threshold: float = 0.5
@@ -180,6 +181,7 @@ class Config:
         _one_of("window", self.window, WINDOWS)
         _number("dropout", self.dropout, 0.0, 0.95)
         _number("temperature", self.temperature, 0.01, 100.0)
+        _number("shift", self.shift, -100.0, 100.0)
         _number("segment_temperature", self.segment_temperature, 0.01, 100.0)
         _number("segment_shift", self.segment_shift, -100.0, 100.0)
         _number("event_threshold", self.event_threshold, 0.0, 1.0)

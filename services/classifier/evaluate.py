@@ -17,6 +17,7 @@ import torch
 import typer
 
 from common.datasets import Clip, ClipBank, labels_of, load_layout
+from common.soundscapes import soundscapes_of
 from services.classifier.config import DEFAULT_WEIGHTS
 from services.classifier.evaluation.benchmark import (
     Benchmark,
@@ -40,7 +41,13 @@ from services.classifier.evaluation.judging import (
     score_by_set,
 )
 from services.classifier.evaluation.peers import PEER_NAMES, Peer
-from services.classifier.evaluation.protocols import PROTOCOLS, RANDOM_SPLIT, Protocol, at_random
+from services.classifier.evaluation.protocols import (
+    PROTOCOLS,
+    RANDOM_SPLIT,
+    Learning,
+    Protocol,
+    at_random,
+)
 from services.classifier.evaluation.reports import (
     classes_table,
     clips_table,
@@ -48,7 +55,7 @@ from services.classifier.evaluation.reports import (
     tags_table,
     write_json,
 )
-from services.classifier.evaluation.scenes import score_scenes, soundscapes_of
+from services.classifier.evaluation.scenes import score_scenes
 from services.classifier.evaluation.speed import measure_speed
 from services.classifier.evaluation.trials import Machine
 from services.classifier.infer import load
@@ -56,6 +63,8 @@ from services.classifier.listening import LoadedClassifier
 from services.classifier.provenance import seen_in_training, trained_on
 from services.classifier.recipe import RECIPES, read_plan
 from services.classifier.selection import folds_in, plain_errors
+
+SCENE_SEED = 2026
 
 _of_weights = partial(typer.Option, rich_help_panel="Judging a weights file")
 _of_protocol = partial(typer.Option, rich_help_panel="Training and testing by a protocol")
@@ -103,9 +112,13 @@ def main(
     peers: Annotated[
         str, _of_protocol(help=f"also on the same folds: {','.join(PEER_NAMES)}")
     ] = "",
-    only_own: Annotated[
-        bool, _of_protocol(help="train on the data set's own other folds alone")
-    ] = False,
+    learning: Annotated[
+        Learning,
+        _of_protocol(help="from all data sets at once, the others first, or only the fold's own"),
+    ] = Learning.TOGETHER,
+    then: Annotated[
+        Path, _of_protocol(help="others first: the recipe of what follows on each fold")
+    ] = RECIPES / "transfer.toml",
     seeds: Annotated[int, _of_protocol(min=1, help="how many, from 0 on")] = 3,
     jobs: Annotated[int, _of_protocol(min=1, help="trainings side by side")] = 1,
     out: Annotated[Path, _of_protocol(help="where trainings and tables go")] = Path(
@@ -117,10 +130,10 @@ def main(
     with plain_errors():
         chosen = folds_in(folds)
         if protocol:
-            benchmark = Benchmark(_protocol(protocol, of, chosen), only_own, range(seeds), out)
+            benchmark = Benchmark(_protocol(protocol, of, chosen), learning, range(seeds), out)
             recipe = (config or RECIPES / f"{architecture}.toml") if network else None
             machine = Machine(cache, device, threads, jobs)
-            made = _run(benchmark, data, recipe, _peers(peers), machine)
+            made = _run(benchmark, data, recipe, then, _peers(peers), machine)
         else:
             asked = Asked(skip_unknown, skip_corrupt, threshold, narrow, scenes, speed, picture)
             made = _judge(load(device, weights), weights, data, layout, chosen, cache, asked)
@@ -177,6 +190,7 @@ def _judge(
             "architecture": config.architecture,
             "labels": list(config.labels),
             "temperature": config.temperature,
+            "shift": config.shift,
             "trained_on": {name: list(of) for name, of in learnt_on.items()},
         },
         "data": {"layout": layout or "held-out split", "folds": list(folds), "clips": len(clips)},
@@ -208,7 +222,7 @@ def _judge(
 def _judge_scenes(
     loaded: LoadedClassifier, bank: ClipBank, clips: Sequence[Clip], n: int
 ) -> dict[str, Any]:
-    everything = list(soundscapes_of(bank, clips, n))
+    everything = list(soundscapes_of(bank, clips, n, SCENE_SEED))
     made = {}
     for name, masked in (("no mask", False), ("oracle mask", True)):
         scores = score_scenes(loaded, everything, masked)
@@ -261,14 +275,22 @@ def _warn(
 
 
 def _run(
-    benchmark: Benchmark, data: Path, recipe: Path | None, peers: Sequence[Peer], machine: Machine
+    benchmark: Benchmark,
+    data: Path,
+    recipe: Path | None,
+    then: Path,
+    peers: Sequence[Peer],
+    machine: Machine,
 ) -> dict[str, Any]:
     """Do what a protocol asks for, method by method, and return the report on all."""
     clips = clips_in_hand(benchmark, data)
     if recipe is not None:
         plan = read_plan(recipe)
         config = replace(plan.config, labels=labels_of(clips))
-        made = network_predictions(benchmark, recipe.stem, clips, config, plan.recipe, machine)
+        after = read_plan(then).recipe
+        made = network_predictions(
+            benchmark, recipe.stem, clips, config, plan.recipe, after, machine
+        )
         keep(benchmark, recipe.stem, recipe.stem, clips, made)
     for peer in peers:
         made = peer_predictions(benchmark, peer, clips, machine.cache)

@@ -67,7 +67,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         self.front = front_end(config)
-        self.bands = nn.BatchNorm1d(config.n_mels)
+        # without a scale and shift to learn: convolutions follow, and no gradient need reach here
+        self.bands = nn.BatchNorm1d(config.n_mels, affine=False)
         self.network = network_of(config)
 
     def features(self, waveform: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Classifier(nn.Module):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return calibrated probabilities (B, K) of the logits of clips, (B, K)."""
-        logits = logits / self.config.temperature
+        logits = (logits + self.config.shift) / self.config.temperature
         return logits.sigmoid() if self.config.multi_label else logits.softmax(1)
 
     def segment_probabilities(self, logits: Tensor) -> Tensor:

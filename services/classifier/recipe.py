@@ -26,6 +26,7 @@ TABLES = frozenset({"model", "training", "augmentation"})
 NOT_IN_A_RECIPE = {
     "labels": "the data decide them",
     "temperature": "it is fitted after training",
+    "shift": "it is fitted after training",
     "segment_temperature": "it is fitted after training",
     "segment_shift": "it is fitted after training",
     "event_threshold": "it is fitted after training",
@@ -62,7 +63,7 @@ class Recipe:
     weight_decay: Share = 0.03
     grad_clip: Annotated[float, Field(gt=0.0, le=1e6)] = 5.0
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    bf16: bool = False  # the forward pass; docs/training.md says where that is faster
+    bf16: bool | Literal["auto"] = "auto"  # the forward pass; auto: where the hardware has it
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # where the command names none
 
     batch_segments: Annotated[int, Field(ge=8, le=2**20)] = 512  # of 80 ms, over the whole batch

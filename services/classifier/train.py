@@ -24,9 +24,9 @@ from torch import Tensor
 from common import checkpoint
 from common.datasets import LAYOUTS, Clip, ClipBank, check_no_leaks, load_layout
 from common.errors import DatasetInvalid
-from common.soundscapes import cast_of, make_soundscape
-from common.training import FitConfig, Losses, Validation, fit
-from services.classifier.calibration import calibrate_segments, fit_temperature
+from common.soundscapes import cast_of, soundscapes_of
+from common.training import FitConfig, Losses, Validation, computes_bf16, fit
+from services.classifier.calibration import SCENE_SEED, fit_clips, hear_scenes, with_segments_fitted
 from services.classifier.config import WINDOW_SEGMENTS, Config
 from services.classifier.data import CROP_SEGMENTS, MAX_BATCH, Batch, BatchMaker, MelBank
 from services.classifier.evaluation.predictions import clip_id, predict, predictions_of
@@ -48,9 +48,8 @@ WEIGHTS_FILE = "classifier.safetensors"
 MANY_STEPS = 100_000_000
 """Where minutes end the schedule."""
 MIN_TO_CALIBRATE = 40
-"""Fewer held-out clips say too little about confidence; the temperature stays as it is."""
+"""Fewer held-out clips say too little about confidence; the calibration stays as it is."""
 VALIDATION_SCENES = 60
-SCENE_SEED = 7
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def train(
         model.to(memory_format=torch.channels_last),
         StepBatches(maker, recipe, seed),
         ClassifierLosses(recipe, config.multi_label),
-        fit_config_of(recipe, seconds_of(clips, bank), config.segment_s, seed),
+        fit_config_of(recipe, seconds_of(clips, bank), config.segment_s, seed, device),
         out,
         device,
         validation=None
@@ -207,17 +206,11 @@ def _calibrated(
     made = predictions_of(
         validation, predict(model, bank, validation, device), config.labels, config.multi_label
     )
-    temperature = round(fit_temperature(made.logits, made.present, made.multi_label), 4)
-    cast = cast_of(validation)
-    if cast.foreground:
-        scenes = (
-            make_soundscape(
-                bank, cast.foreground, cast.background, np.random.default_rng((SCENE_SEED, index))
-            )
-            for index in range(VALIDATION_SCENES)
-        )
-        config = calibrate_segments(model, scenes, device)
-    return replace(config, temperature=temperature)
+    fitted = fit_clips(made.logits, made.present, made.multi_label)
+    if cast_of(validation).foreground:
+        scenes = soundscapes_of(bank, validation, VALIDATION_SCENES, SCENE_SEED)
+        config = with_segments_fitted(config, hear_scenes(model, scenes, device))
+    return replace(config, temperature=round(fitted.temperature, 4), shift=round(fitted.shift, 4))
 
 
 def _notes(clips: Sequence[Clip], start_from: Path | None) -> dict[str, Any]:
@@ -250,8 +243,10 @@ def seconds_of(clips: Sequence[Clip], bank: ClipBank) -> float:
     return sum(bank.n_samples(clip) for clip in clips) / bank.sample_rate
 
 
-def fit_config_of(recipe: Recipe, audio_s: float, segment_s: float, seed: int) -> FitConfig:
-    """Return how the loop is to fit clips that last ``audio_s`` together."""
+def fit_config_of(
+    recipe: Recipe, audio_s: float, segment_s: float, seed: int, device: str
+) -> FitConfig:
+    """Return how the loop is to fit clips that last ``audio_s`` together on "cpu" or "cuda"."""
     steps = recipe.steps or MANY_STEPS
     if recipe.epochs is not None:
         steps = math.ceil(recipe.epochs * audio_s / (recipe.batch_segments * segment_s))
@@ -264,7 +259,7 @@ def fit_config_of(recipe: Recipe, audio_s: float, segment_s: float, seed: int) -
         warmup_share=recipe.warmup_share,
         grad_clip=recipe.grad_clip,
         minutes=recipe.minutes,
-        bf16=recipe.bf16,
+        bf16=computes_bf16(device) if recipe.bf16 == "auto" else recipe.bf16,
         seed=seed,
     )
 

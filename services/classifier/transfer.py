@@ -12,7 +12,7 @@ from common.errors import WeightsInvalid
 from services.classifier.config import Config
 from services.classifier.model import Classifier, build, restored
 
-CALIBRATION = ("temperature", "segment_temperature", "segment_shift", "event_threshold")
+CALIBRATION = ("temperature", "shift", "segment_temperature", "segment_shift", "event_threshold")
 
 
 def head_axes(config: Config) -> dict[str, int]:

@@ -21,7 +21,14 @@ from services.classifier.config import Config
 from services.classifier.evaluation.peers import PEER_NAMES, CepstralBank, Peer, peer_logits
 from services.classifier.evaluation.pictures import confusion, evaluation_picture
 from services.classifier.evaluation.predictions import Predictions, pooled, predictions_of
-from services.classifier.evaluation.protocols import RANDOM_SPLIT, Protocol, own_classes, parts_of
+from services.classifier.evaluation.protocols import (
+    RANDOM_SPLIT,
+    Learning,
+    Protocol,
+    clips_for_all_folds,
+    own_classes,
+    parts_of,
+)
 from services.classifier.evaluation.reports import (
     markdown,
     percent,
@@ -29,7 +36,7 @@ from services.classifier.evaluation.reports import (
     write_json,
     write_text,
 )
-from services.classifier.evaluation.results import Result, Summary, calibrated, judged, temperatures
+from services.classifier.evaluation.results import Result, Summary, calibrated, judged, scales
 from services.classifier.evaluation.scoring import calibration_of, closed_choice
 from services.classifier.evaluation.trials import (
     PREDICTIONS_FILE,
@@ -55,14 +62,25 @@ class Benchmark:
     """What is asked for. The protocol's folder lies in ``out`` and is named for it."""
 
     protocol: Protocol
-    only_own: bool
+    learning: Learning
     seeds: Sequence[int]
     out: Path
 
     @property
     def name(self) -> str:
-        """The protocol's name, and whether other data sets may train."""
-        return self.protocol.name + ("-own" if self.only_own else "")
+        """The protocol's name, and what its folds learn from unless that is everything at once."""
+        together = self.learning is Learning.TOGETHER
+        return self.protocol.name + ("" if together else f"-{self.learning}")
+
+    @property
+    def parts_own(self) -> bool:
+        """Whether a fold's own training is on its own data set alone."""
+        return self.learning is not Learning.TOGETHER
+
+    @property
+    def only_own(self) -> bool:
+        """Whether other data sets are left out altogether."""
+        return self.learning is Learning.OWN
 
     def trial_folder(self, method: str, fold: int, seed: int) -> Path:
         """Where one training goes."""
@@ -95,15 +113,41 @@ def network_predictions(
     clips: Sequence[Clip],
     config: Config,
     recipe: Recipe,
+    then: Recipe,
     machine: Machine,
 ) -> ByTrial:
     """Train and test a network on every fold under every seed.
+
+    Args:
+        benchmark: what is asked for.
+        method: names the folder.
+        clips: in hand.
+        config: of the network.
+        recipe: of its training.
+        then: where the other data sets come first, the recipe of what follows on each fold.
+        machine: what it runs on.
 
     Raises:
         ValueError: the folds do not fit; a folder holds another training.
         LeakFound: a recording is on both sides.
     """
-    parts = parts_of(benchmark.protocol, clips, benchmark.only_own)
+    parts = parts_of(benchmark.protocol, clips, benchmark.parts_own)
+    starts: dict[int, Trial] = {}
+    if benchmark.learning is Learning.OTHERS_FIRST:
+        others = clips_for_all_folds(benchmark.protocol, clips)
+        starts = {
+            seed: Trial(
+                name=f"{method}, other data sets, seed {seed}",
+                folder=benchmark.out / benchmark.name / method / f"others-seed{seed}",
+                train=others,
+                test=(),
+                config=config,
+                recipe=recipe,
+                seed=seed,
+            )
+            for seed in benchmark.seeds
+        }
+        run_trials(list(starts.values()), machine)
     trials = {
         (seed, part.fold): Trial(
             name=f"{method}, fold {part.fold}, seed {seed}",
@@ -111,9 +155,10 @@ def network_predictions(
             train=part.train,
             test=part.test,
             config=config,
-            recipe=recipe,
+            recipe=then if starts else recipe,
             seed=seed,
             leaky=benchmark.protocol.at_random,
+            start=starts.get(seed),
         )
         for seed in benchmark.seeds
         for part in parts
@@ -128,7 +173,7 @@ def peer_predictions(
     """Fit and test a peer on the same folds; the SVM, without chance, under one seed."""
     config = Config(labels=labels_of(clips))
     found: ByTrial = {}
-    parts = parts_of(benchmark.protocol, clips, benchmark.only_own)
+    parts = parts_of(benchmark.protocol, clips, benchmark.parts_own)
     seeds = benchmark.seeds[:1] if peer == "svm" else benchmark.seeds
     cepstra: CepstralBank | None = None
     trials = [(seed, part) for seed in seeds for part in parts]
@@ -176,7 +221,7 @@ def _draw(path: Path, result: Result, predictions: ByTrial, among: Sequence[int]
     confidence, truth = [], []
     for seed in summary.seeds:
         by_fold = {fold: predictions[seed, fold] for fold in summary.folds}
-        confidence.append(calibrated(by_fold, temperatures(by_fold)))
+        confidence.append(calibrated(by_fold, scales(by_fold)))
         truth.append(pooled(list(by_fold.values())).truth)
     sure, true = np.concatenate(confidence), np.concatenate(truth)
     choice = closed_choice(sure, among)

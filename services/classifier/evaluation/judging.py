@@ -23,6 +23,7 @@ from common.datasets import (
 )
 from common.datasets.clips import RENAMED
 from common.errors import DatasetInvalid, FoldMissing
+from services.classifier.calibration import Scale
 from services.classifier.evaluation.pictures import confusion, evaluation_picture, tags_picture
 from services.classifier.evaluation.predictions import Array, Predictions, predict, predictions_of
 from services.classifier.evaluation.reports import percent
@@ -148,7 +149,7 @@ def hear(
     predictions = predictions_of(clips, logits, config.labels, config.multi_label)
     return Heard(
         predictions,
-        predictions.confidence(config.temperature),
+        predictions.confidence(Scale(config.temperature, config.shift)),
         Throughput(len(clips), audio_s, processor_s, processor_s / audio_s),
     )
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common.checkpoint import written_beside
 from common.datasets import Clip, ClipBank
+from services.classifier.calibration import Scale
 from services.classifier.model import Classifier
 
 Array = np.ndarray[Any, Any]
@@ -40,9 +41,9 @@ class Predictions:
         numbers: Array = self.present.argmax(axis=1)
         return numbers
 
-    def confidence(self, temperature: float) -> Array:
-        """Return (N, K) probabilities in [0, 1] under a temperature."""
-        scaled = self.logits.astype(np.float64) / temperature
+    def confidence(self, scale: Scale) -> Array:
+        """Return (N, K) probabilities in [0, 1] under a calibration."""
+        scaled = (self.logits.astype(np.float64) + scale.shift) / scale.temperature
         result: Array = expit(scaled) if self.multi_label else softmax(scaled, axis=1)
         return result
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 import numpy as np
 
@@ -20,6 +21,14 @@ from common.errors import ClassMissing
 
 SPLIT_SEED = 2026
 """Of the random split: the same one for every architecture and every seed of training."""
+
+
+class Learning(StrEnum):
+    """What a fold's network learns from, beside the other folds of its data set."""
+
+    TOGETHER = "together"  # everything else in hand, all at once
+    OTHERS_FIRST = "others-first"  # the other data sets first, once for all folds; then its own
+    OWN = "own"  # nothing
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,21 @@ class Part:
     train: tuple[Clip, ...]
     test: tuple[Clip, ...]
     dropped: int
+
+
+def clips_for_all_folds(protocol: Protocol, clips: Sequence[Clip]) -> tuple[Clip, ...]:
+    """Return the clips of other data sets that share no recording with any of the protocol's own.
+
+    Raises:
+        ClassMissing: there are none.
+    """
+    own = [clip for clip in clips if clip.dataset == protocol.dataset]
+    left = drop_leaks([clip for clip in clips if clip.dataset != protocol.dataset], own).kept
+    if not left:
+        raise ClassMissing(
+            f"there is no data set beside {protocol.dataset} to begin with", "", None
+        )
+    return left
 
 
 def parts_of(protocol: Protocol, clips: Sequence[Clip], only_own: bool) -> list[Part]:

@@ -1,4 +1,4 @@
-"""What predictions by a protocol are worth: scores by fold and seed, temperatures, tables."""
+"""What predictions by a protocol are worth: scores by fold and seed, calibrations, tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from services.classifier.calibration import fit_temperature
+from services.classifier.calibration import Scale, fit_clips
 from services.classifier.evaluation.predictions import Array, Predictions, pooled
 from services.classifier.evaluation.scoring import ClipScores, score_clips
 
@@ -29,13 +29,13 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class FoldScores:
-    """One fold under one seed. The temperature comes from the other folds' predictions."""
+    """One fold under one seed. The calibration comes from the other folds' predictions."""
 
     fold: int
     seed: int
-    temperature: float
+    scale: Scale
     scores: ClipScores
-    raw_ece: float  # with a temperature of 1
+    raw_ece: float  # not calibrated
     raw_open_ece: float
 
 
@@ -79,26 +79,26 @@ class Result:
     trials: tuple[FoldScores, ...]
 
 
-def temperatures(by_fold: Mapping[int, Predictions]) -> dict[int, float]:
-    """Return each fold's temperature, fitted on the predictions of the other folds.
+def scales(by_fold: Mapping[int, Predictions]) -> dict[int, Scale]:
+    """Return each fold's calibration, fitted on the predictions of the other folds.
 
     The other folds are training data of this one; what their models said of them was said
-    without having seen them. A protocol of one fold has nothing to fit on: its temperature is 1.
+    without having seen them. A protocol of one fold has nothing to fit on: it is not calibrated.
     """
     fitted = {}
     for fold in by_fold:
         others = [predictions for other, predictions in by_fold.items() if other != fold]
-        fitted[fold] = temperature_of(pooled(others)) if others else 1.0
+        fitted[fold] = scale_of(pooled(others)) if others else Scale()
     return fitted
 
 
-def temperature_of(predictions: Predictions) -> float:
-    """Return the temperature that fits predictions best."""
-    return fit_temperature(predictions.logits, predictions.present, predictions.multi_label)
+def scale_of(predictions: Predictions) -> Scale:
+    """Return the calibration that fits predictions best."""
+    return fit_clips(predictions.logits, predictions.present, predictions.multi_label)
 
 
-def calibrated(by_fold: Mapping[int, Predictions], fitted: Mapping[int, float]) -> Array:
-    """Return the confidences of all folds, one after the other, each under its temperature."""
+def calibrated(by_fold: Mapping[int, Predictions], fitted: Mapping[int, Scale]) -> Array:
+    """Return the confidences of all folds, one after the other, each under its calibration."""
     return np.concatenate([found.confidence(fitted[fold]) for fold, found in by_fold.items()])
 
 
@@ -122,10 +122,10 @@ def judged(
     by_seed: list[ClipScores] = []
     for seed in seeds:
         by_fold = {fold: predictions[seed, fold] for fold in folds}
-        fitted = temperatures(by_fold)
+        fitted = scales(by_fold)
         for fold, found in by_fold.items():
             scores = score_clips(found.confidence(fitted[fold]), found.truth, found.labels, among)
-            raw = score_clips(found.confidence(1.0), found.truth, found.labels, among)
+            raw = score_clips(found.confidence(Scale()), found.truth, found.labels, among)
             trials.append(FoldScores(fold, seed, fitted[fold], scores, raw.ece, raw.open_ece))
         whole = pooled(list(by_fold.values()))
         by_seed.append(score_clips(calibrated(by_fold, fitted), whole.truth, whole.labels, among))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,18 +11,16 @@ import numpy as np
 import soundfile
 import torch
 
-from common.datasets import Clip, ClipBank
 from common.features import LogMel
 from common.masks import MASK_BANDS, MASK_F_MAX_HZ, MASK_HOP_S, MaskWriter
 from common.params import ClassifyParams
-from common.soundscapes import Soundscape, cast_of, make_soundscape
+from common.soundscapes import Soundscape
 from common.stage_io import StageInput
 from services.classifier.evaluation.predictions import Array
 from services.classifier.evaluation.scoring import Counts, match_events, match_seconds, truth_of
 from services.classifier.infer import events_in
 from services.classifier.listening import LoadedClassifier, listen
 
-SCENE_SEED = 2026
 MASK_N_FFT = 2048
 
 
@@ -33,20 +31,6 @@ class SceneScores:
     n: int
     event_f1: float
     second_f1: float
-
-
-def soundscapes_of(bank: ClipBank, clips: Sequence[Clip], n: int) -> Iterator[Soundscape]:
-    """Yield ``n`` fixed soundscapes of clips; number i is the same whatever ``n`` is.
-
-    Raises:
-        ValueError: none of the clips can stand in the foreground.
-    """
-    cast = cast_of(clips)
-    if not cast.foreground:
-        raise ValueError("soundscapes need clips of the foreground, and there are none")
-    for index in range(n):
-        rng = np.random.default_rng([SCENE_SEED, index])
-        yield make_soundscape(bank, cast.foreground, cast.background, rng)
 
 
 def oracle_mask(scene: Soundscape) -> Array:

@@ -28,7 +28,7 @@ from services.classifier.config import Config
 from services.classifier.evaluation.predictions import Predictions, clip_id, predict, predictions_of
 from services.classifier.infer import load
 from services.classifier.recipe import Recipe
-from services.classifier.train import train
+from services.classifier.train import WEIGHTS_FILE, train
 
 TRIAL_FILE = "trial.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -40,7 +40,8 @@ NEWS_S = 30.0
 class Trial:
     """One training and its test. ``leaky``: recordings may be on both sides, to show what it does.
 
-    The clips of ``test`` have labels of ``config``; those of ``train`` too.
+    The clips of ``test`` have labels of ``config``; those of ``train`` too. ``start`` is the trial
+    whose weights it goes on from; it must be finished before.
     """
 
     name: str
@@ -51,6 +52,12 @@ class Trial:
     recipe: Recipe
     seed: int
     leaky: bool = False
+    start: Trial | None = None
+
+    @property
+    def weights(self) -> Path:
+        """Where the weights go."""
+        return self.folder / WEIGHTS_FILE
 
     @property
     def made_of(self) -> dict[str, Any]:
@@ -63,6 +70,7 @@ class Trial:
                     "seed": self.seed,
                     "training_clips": digest_of(self.train),
                     "test_clips": digest_of(self.test),
+                    "start": None if self.start is None else self.start.made_of,
                 }
             )
         )
@@ -137,6 +145,7 @@ def run_trial(trial: Trial, machine: Machine) -> None:
         seed=trial.seed,
         device=machine.device,
         threads=machine.threads,
+        start_from=None if trial.start is None else trial.start.weights,
     )
     loaded = load(machine.device, trained.weights)
     logits = predict(loaded.model, bank, trial.test, loaded.device)
