@@ -203,7 +203,7 @@ def soundscapes_of(
     """
     cast = cast_of(clips)
     if not cast.foreground:
-        raise ValueError("soundscapes need clips of the foreground, and there are none")
+        raise ValueError("there are no foreground clips to make soundscapes of")
     for index in range(n):
         rng = np.random.default_rng((seed, index))
         yield make_soundscape(

@@ -161,7 +161,7 @@ def _quantile(values: Array, share: float) -> Array:
     return ranked[rank]
 
 
-def _gain(power: Array, level_db: float) -> float:
+def gain_to(power: Array, level_db: float) -> float:
     """Return the gain that brings the loudest tenth of frames (T, F) to ``level_db``.
 
     What sounds for less than that tenth has its peak PEAK_DB above that level.
@@ -255,7 +255,7 @@ class BatchMaker:
             number = self._number(self._label())
             power = np.exp(self._crop(number, T)) - np.float32(LOG_FLOOR)
             # half the way to a common level: what is recorded softly stays softer
-            change = np.float32(_gain(power, TYPICAL_DB) ** 0.5)
+            change = np.float32(gain_to(power, TYPICAL_DB) ** 0.5)
             return [Layer(self._labels(number), np.maximum(power, 0.0) * change)]
         level_db = float(self.rng.normal(TYPICAL_DB, 9.0))
         if draw < self.how.alone_share + self.how.pair_share:
@@ -301,7 +301,7 @@ class BatchMaker:
         if in_room and self.rng.random() < self.how.reverb_share:
             hop_s = self.config.hop_length / self.config.sample_rate
             power = reverberated(power, hop_s, self.rng)
-        return np.asarray(power * _gain(power, level_db), np.float32)
+        return np.asarray(power * gain_to(power, level_db), np.float32)
 
     def _crop(self, number: int, T: int) -> Array:
         """Return T frames of a clip as log-mel (T, F), varied."""

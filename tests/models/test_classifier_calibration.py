@@ -14,9 +14,10 @@ from services.classifier.calibration import (
     HeardScene,
     activity_of,
     best_threshold,
-    calibrate_segments,
-    fit_segments,
-    fit_temperature,
+    fit_clips,
+    fit_sigmoids,
+    hear_scenes,
+    with_segments_fitted,
 )
 from services.classifier.config import Config, HybridSettings
 from services.classifier.model import Classifier, Scores
@@ -35,12 +36,13 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("temperature", [0.25, 0.8, 1.0, 3.0])
-def test_a_temperature_of_sigmoids_is_found_again(temperature: float) -> None:
+def test_temperature_and_shift_of_sigmoids_are_found_again(temperature: float) -> None:
     rng = np.random.default_rng(0)
     honest = rng.normal(-1.0, 2.0, (10_000, 10))
     present = rng.random(honest.shape) < sigmoid(honest)
-    found = fit_temperature(temperature * honest, present, multi_label=True)
-    assert found == pytest.approx(temperature, rel=0.02)
+    found = fit_clips(temperature * honest - 0.7, present, multi_label=True)
+    assert found.temperature == pytest.approx(temperature, rel=0.02)
+    assert found.shift == pytest.approx(0.7, abs=0.03 * temperature)
 
 
 @pytest.mark.parametrize("temperature", [0.25, 0.8, 1.0, 3.0])
@@ -49,15 +51,16 @@ def test_a_temperature_of_a_softmax_is_found_again(temperature: float) -> None:
     honest = rng.normal(0.0, 2.0, (30_000, 8))
     # the largest of logits and Gumbel noise is drawn as a softmax says
     drawn = (honest + rng.gumbel(size=honest.shape)).argmax(axis=1)
-    found = fit_temperature(temperature * honest, np.eye(8)[drawn], multi_label=False)
-    assert found == pytest.approx(temperature, rel=0.02)
+    found = fit_clips(temperature * honest, np.eye(8)[drawn], multi_label=False)
+    assert found.temperature == pytest.approx(temperature, rel=0.02)
+    assert found.shift == 0.0
 
 
 def test_perfect_logits_keep_the_temperature_within_bounds() -> None:
     """Right every time, they could be surer without end."""
     truth = np.eye(4)[np.arange(40) % 4]
     for multi_label in (True, False):
-        assert 0.04 < fit_temperature(8.0 * truth - 4.0, truth, multi_label) < 0.5
+        assert 0.04 < fit_clips(8.0 * truth - 4.0, truth, multi_label).temperature < 0.5
 
 
 @pytest.mark.parametrize(
@@ -73,9 +76,9 @@ def test_perfect_logits_keep_the_temperature_within_bounds() -> None:
 def test_what_cannot_be_calibrated_is_refused(logits: np.ndarray, present: np.ndarray) -> None:
     for multi_label in (True, False):
         with pytest.raises(ValueError, match=r"fit|finite"):
-            fit_temperature(logits, present, multi_label)
+            fit_clips(logits, present, multi_label)
     with pytest.raises(ValueError, match=r"fit|finite"):
-        fit_segments(logits, present)
+        fit_sigmoids(logits, present)
 
 
 # Segments
@@ -86,7 +89,7 @@ def test_a_shift_and_a_temperature_are_found_again(temperature: float, shift: fl
     rng = np.random.default_rng(2)
     honest = rng.normal(-2.0, 2.0, (20, 10_000))
     present = rng.random(honest.shape) < sigmoid(honest)
-    found = fit_segments(temperature * honest - shift, present)
+    found = fit_sigmoids(temperature * honest - shift, present)
     assert found.temperature == pytest.approx(temperature, rel=0.02)
     assert found.shift == pytest.approx(shift, abs=0.02 * temperature)
 
@@ -96,7 +99,7 @@ def test_segments_are_fitted_as_logistic_regression_fits_them() -> None:
     logits = rng.normal(-1.0, 3.0, 2_000)
     present = rng.random(2_000) < sigmoid(0.4 * logits - 1.0)
     peer = LogisticRegression(C=np.inf, tol=1e-8).fit(logits[:, None], present)
-    found = fit_segments(logits, present)
+    found = fit_sigmoids(logits, present)
     assert 1.0 / found.temperature == pytest.approx(peer.coef_[0, 0], rel=1e-3)
     assert found.shift / found.temperature == pytest.approx(peer.intercept_[0], rel=1e-3)
 
@@ -104,7 +107,7 @@ def test_segments_are_fitted_as_logistic_regression_fits_them() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_segments_all_alike_are_refused(value: float) -> None:
     with pytest.raises(ValueError, match="both needed"):
-        fit_segments(np.zeros(5), np.full(5, value))
+        fit_sigmoids(np.zeros(5), np.full(5, value))
 
 
 def test_activity_by_hand() -> None:
@@ -142,7 +145,8 @@ def test_a_model_is_calibrated_on_soundscapes() -> None:
         bark = PlacedEvent("dog", 2.0, 6.0, 10.0, np.ones(4 * rate, np.float32), 2 * rate, n)
         return Soundscape(rate, bark.stem, silence, None, (bark,) if present else ())
 
-    config = calibrate_segments(Timid(SMALL).eval(), [scene(n > 0) for n in range(4)])
+    heard = hear_scenes(Timid(SMALL).eval(), [scene(n > 0) for n in range(4)])
+    config = with_segments_fitted(SMALL, heard)
     probability = sigmoid(np.array(-1.0 + config.segment_shift) / config.segment_temperature)
     assert probability == pytest.approx(0.75, abs=0.01)
     assert config.event_threshold <= 0.75

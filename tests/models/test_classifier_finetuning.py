@@ -22,7 +22,7 @@ from services.classifier.config import Config, HybridSettings
 from services.classifier.model import build
 from services.classifier.selection import choose, choose_share, folds_in
 from services.classifier.transfer import begin_from, head_axes
-from tests.models.hums import hum, hums
+from tests.models.hums import hum, hums, three_sets
 
 NETWORK = HybridSettings(channels=(8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
 SMALL = Config(network=NETWORK)
@@ -258,38 +258,7 @@ def test_training_by_folds_with_a_corrupt_clip(
     assert infer.load("cpu", out / "classifier.safetensors").config.labels == ("high", "low")
 
 
-@pytest.fixture
-def merged(tmp_path: Path) -> Path:
-    """The three data sets in their published layouts, with every split in each."""
-    root = tmp_path / "data"
-    esc, urban, digits = (
-        root / "ESC-50",
-        root / "UrbanSound8K",
-        root / "free-spoken-digit" / "audio",
-    )
-    for folder in (esc / "audio", esc / "meta", urban / "metadata", digits):
-        folder.mkdir(parents=True)
-    rows = ["filename,fold,target,category,esc10,src_file,take"]
-    for fold in range(1, 6):
-        for n, label in enumerate(("dog", "rain", "rooster")):
-            name = f"{fold}-{fold}{n}-A-{n}.wav"
-            rows.append(f"{name},{fold},{n},{label},True,{fold}{n},A")
-            soundfile.write(esc / "audio" / name, hum(n, 1.0, seed=fold), 16_000)
-    (esc / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
-    rows = ["slice_file_name,fsID,fold,classID,class"]
-    for fold in (1, 2, 3):
-        (urban / "audio" / f"fold{fold}").mkdir(parents=True)
-        name = f"7{fold}-8-0-0.wav"
-        rows.append(f"{name},7{fold},{fold},8,siren")
-        soundfile.write(urban / "audio" / f"fold{fold}" / name, hum(3, 1.0, seed=fold), 16_000)
-    (urban / "metadata" / "UrbanSound8K.csv").write_text("\n".join(rows) + "\n")
-    for n, speaker in enumerate(("george", "nicolas", "theo")):
-        soundfile.write(digits / f"7_{speaker}_0.flac", hum(4, 0.3, seed=n), 16_000)
-    return root
-
-
 def test_training_on_the_merged_sets_calibrates(
-    merged: Path,
     tmp_path: Path,
     recipe: Callable[[int], Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -297,12 +266,14 @@ def test_training_on_the_merged_sets_calibrates(
 ) -> None:
     monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 4)
     monkeypatch.setattr(train, "VALIDATION_SCENES", 1)
+    merged = three_sets(tmp_path / "data")
     out, cache = tmp_path / "out", tmp_path / "cache"
     train.main(data=merged, out=out, config=recipe(3), cache=cache, device="cpu")
     assert "20 labels: 12 clips to train on, 4 held out" in capsys.readouterr().out
     config = infer.load("cpu", out / "classifier.safetensors").config
     assert config.labels == LABELS
     assert config.temperature != 1.0
+    assert config.shift != 0.0
     assert config.segment_shift != 0.0
     train.main(
         data=merged, out=tmp_path / "all", config=recipe(1), cache=cache, everything=True,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common.domain import Event
+from services.classifier.calibration import Scale
 from services.classifier.evaluation.pictures import (
     confusion,
     evaluation_picture,
@@ -16,7 +17,7 @@ from services.classifier.evaluation.pictures import (
     tags_picture,
 )
 from services.classifier.evaluation.predictions import Predictions, pooled
-from services.classifier.evaluation.results import Summary, judged, spread, temperatures
+from services.classifier.evaluation.results import Summary, judged, scales, spread
 from services.classifier.evaluation.scoring import (
     Counts,
     calibration_of,
@@ -153,18 +154,20 @@ def test_confidence_by_hand() -> None:
     logits = np.array([[2.0, 0.0]], np.float32)
     present = np.array([[True, False]])
     several = Predictions(logits, present, ("a", "b"), True, ("x",), np.array([1]))
-    assert several.confidence(2.0)[0] == pytest.approx([1 / (1 + math.exp(-1)), 0.5])
+    assert several.confidence(Scale(2.0))[0] == pytest.approx([1 / (1 + math.exp(-1)), 0.5])
+    shifted = several.confidence(Scale(2.0, shift=-2.0))[0]
+    assert shifted == pytest.approx([0.5, 1 / (1 + math.exp(1))])
     one = Predictions(logits, present, ("a", "b"), False, ("x",), np.array([1]))
-    assert one.confidence(1.0)[0].sum() == pytest.approx(1.0)
+    assert one.confidence(Scale())[0].sum() == pytest.approx(1.0)
     with pytest.raises(ValueError, match="different labels"):
         pooled([several, one])
 
 
-def test_the_temperature_of_a_fold_never_sees_that_fold() -> None:
+def test_the_calibration_of_a_fold_never_sees_that_fold() -> None:
     by_fold = {1: drawn(1, 1500, 3.0), 2: drawn(2, 1500, 2.0)}
-    fitted = temperatures(by_fold)
-    assert fitted[1] == pytest.approx(2.0, rel=0.15)  # from fold 2
-    assert fitted[2] == pytest.approx(3.0, rel=0.15)
+    fitted = scales(by_fold)
+    assert fitted[1].temperature == pytest.approx(2.0, rel=0.15)  # from fold 2
+    assert fitted[2].temperature == pytest.approx(3.0, rel=0.15)
     first = by_fold[1]
     wrong = Predictions(
         first.logits,
@@ -174,10 +177,10 @@ def test_the_temperature_of_a_fold_never_sees_that_fold() -> None:
         first.clips,
         first.folds,
     )
-    changed = temperatures({1: wrong, 2: by_fold[2]})
+    changed = scales({1: wrong, 2: by_fold[2]})
     assert changed[1] == fitted[1]
-    assert changed[2] > 2 * fitted[2]
-    assert temperatures({1: first}) == {1: 1.0}
+    assert changed[2].temperature > 2 * fitted[2].temperature
+    assert scales({1: first}) == {1: Scale()}
 
 
 def test_a_result_by_hand() -> None:

@@ -15,13 +15,22 @@ import torch
 import typer
 from tqdm import tqdm
 
-from common.datasets import Clip, check_no_leaks
-from common.errors import ClassMissing, FoldMissing, LeakFound
-from services.classifier import evaluate
+from common import checkpoint
+from common.datasets import Clip, check_no_leaks, load_layout, renamed
+from common.errors import ClassMissing, DatasetMissing, FoldMissing, LeakFound
+from services.classifier import evaluate, ship
 from services.classifier.config import Config, HybridSettings
 from services.classifier.evaluation import trials
-from services.classifier.evaluation.predictions import Predictions
-from services.classifier.evaluation.protocols import PROTOCOLS, at_random, own_classes, parts_of
+from services.classifier.evaluation.predictions import Predictions, pooled
+from services.classifier.evaluation.protocols import (
+    PROTOCOLS,
+    Learning,
+    at_random,
+    clips_for_every_fold,
+    own_classes,
+    parts_of,
+)
+from services.classifier.evaluation.results import scale_of
 from services.classifier.evaluation.trials import (
     LOG_FILE,
     PREDICTIONS_FILE,
@@ -29,9 +38,8 @@ from services.classifier.evaluation.trials import (
     Trial,
     TrialFailed,
 )
-from services.classifier.recipe import Recipe
-from services.classifier.ship import ship_temperature
-from tests.models.hums import hum
+from services.classifier.recipe import RECIPES, Recipe
+from tests.models.hums import hum, three_sets
 from tests.models.urban import PER_FOLD, urban_sound
 
 NETWORK = HybridSettings(channels=(4, 4, 8, 8), patch_width=8, patch_layers=1, fused_width=8)
@@ -85,6 +93,10 @@ def test_each_fold_is_tested_by_what_shares_nothing_with_it(clips: list[Clip]) -
     assert (len(second.test), len(second.train), second.dropped) == (8, 19, 0)
     for part in (first, second):
         check_no_leaks(part.train, part.test)
+    others = clips_for_every_fold(PROTOCOLS["us8k-lofo"], clips)
+    assert [(c.dataset, c.label) for c in others] == [("esc10", "rain")] * 2  # its dog is theirs
+    with pytest.raises(DatasetMissing, match="nothing but us8k"):
+        clips_for_every_fold(PROTOCOLS["us8k-lofo"], [c for c in clips if c.dataset == "us8k"])
     [own, _] = parts_of(PROTOCOLS["us8k-lofo"], clips, only_own=True)
     assert {c.dataset for c in own.train} == {"us8k"}
     assert len(own.train) == 16
@@ -147,7 +159,7 @@ def command(data: Path, tmp_path: Path) -> Callable[..., None]:
                 "data": data,
                 "protocol": "us8k-lofo",
                 "config": recipe,
-                "only_own": True,
+                "learning": Learning.OWN,
                 "seeds": 1,
                 "out": tmp_path / "runs",
                 "cache": tmp_path / "cache",
@@ -216,12 +228,54 @@ def test_a_protocol_goes_on_where_it_was_cut_off(
     # what was made is fit to calibrate weights: the tensors stay
     weights = folder / "tiny" / "fold1-seed0" / "classifier.safetensors"
     before = trials.load("cpu", weights)
-    fitted = ship_temperature(weights, [folder / "tiny"])
+    clips = renamed(load_layout(tmp_path / "data" / "UrbanSound8K", "us8k"))
+    shipped = ship.ship(weights, [folder / "tiny"], clips, tmp_path / "cache")
     after = trials.load("cpu", weights)
-    assert after.config == replace(before.config, temperature=fitted)
+    assert after.config == shipped
+    pooled_scale = scale_of(
+        pooled([Predictions.load(p) for p in sorted(first.parents[1].glob("fold*/*.npz"))])
+    )
+    assert shipped.temperature == pytest.approx(pooled_scale.temperature, abs=1e-4)
+    assert shipped.shift == pytest.approx(pooled_scale.shift, abs=1e-4)
+    assert shipped.segment_shift != before.config.segment_shift
+    with pytest.raises(DatasetMissing, match=r"\.wav was tested and is not there, nor 11 more"):
+        ship.ship(weights, [folder / "tiny"], [], tmp_path / "cache")
     assert after.digest != before.digest
     for name, tensor in before.model.state_dict().items():
         assert torch.equal(tensor, after.model.state_dict()[name])
+
+
+def test_the_other_data_sets_come_first_once_for_all_folds(
+    command: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[tuple[str, set[str], Path | None]] = []
+    real = trials.train
+
+    def noted(clips: Any, bank: Any, config: Any, recipe: Any, out: Path, **more: Any) -> Any:
+        begun.append((out.name, {c.dataset for c in clips}, more["start_from"]))
+        return real(clips, bank, config, replace(recipe, steps=2), out, **more)
+
+    monkeypatch.setattr(trials, "train", noted)
+    command(
+        data=three_sets(tmp_path / "three"),
+        protocol="esc10-5fold",
+        folds="1,2",
+        learning=Learning.OTHERS_FIRST,
+        then=RECIPES / "transfer.toml",
+    )
+    folder = tmp_path / "runs" / "esc10-5fold-1-2-others-first"
+    start = folder / "tiny" / "others-seed0" / "classifier.safetensors"
+    assert begun == [
+        ("others-seed0", {"us8k", "digits"}, None),
+        ("fold1-seed0", {"esc10"}, start),
+        ("fold2-seed0", {"esc10"}, start),
+    ]
+    notes = checkpoint.load(folder / "tiny" / "fold2-seed0" / "classifier.safetensors").notes
+    assert notes["trained_on"]["esc10"] == [1, 3, 4, 5]
+    assert notes["trained_on"]["us8k"] == [1, 2, 3]
+    assert "| tiny" in (folder / "report.md").read_text()
 
 
 def test_another_recipe_in_the_same_folder_is_refused(

@@ -17,7 +17,7 @@ from common.labels import LABELS
 from services.classifier import train
 from services.classifier.augment import Augmentation
 from services.classifier.config import Config, HybridSettings
-from services.classifier.data import Batch, BatchMaker, MelBank, activity
+from services.classifier.data import TYPICAL_DB, Batch, BatchMaker, MelBank, activity, gain_to
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import build
 from services.classifier.recipe import RECIPES, Recipe, RecipeInvalid, read_plan
@@ -39,12 +39,10 @@ def _one_thread() -> None:
 # Recipes
 
 
-@pytest.mark.parametrize(
-    "name", ["hybrid.toml", "resnet.toml", "vgg_slat.toml", "stride_cnn.toml", "finetune.toml"]
-)
+@pytest.mark.parametrize("name", sorted(path.name for path in RECIPES.glob("*.toml")))
 def test_the_recipes_can_be_read(name: str) -> None:
     plan = read_plan(RECIPES / name)
-    if name != "finetune.toml":
+    if name not in ("finetune.toml", "transfer.toml"):  # there the weights bring the network
         assert plan.config.architecture == name.removesuffix(".toml")
     assert plan.config.labels == LABELS
 
@@ -116,12 +114,32 @@ def test_a_recipe_that_is_not_there_names_those_that_are(tmp_path: Path) -> None
 
 def test_length_of_an_epoch_by_hand() -> None:
     # 100 s of clips in batches of 10 segments of 0.08 s: 125 steps an epoch
-    config = fit_config_of(Recipe(epochs=2, batch_segments=10), 100.0, 0.08, seed=4)
+    config = fit_config_of(Recipe(epochs=2, batch_segments=10), 100.0, 0.08, 4, "cpu")
     assert (config.steps, config.minutes, config.seed) == (250, None, 4)
-    assert fit_config_of(Recipe(minutes=3.0), 100.0, 0.08, 0).minutes == 3.0
+    assert fit_config_of(Recipe(minutes=3.0), 100.0, 0.08, 0, "cpu").minutes == 3.0
+
+
+def test_bf16_is_taken_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken(recipe: Recipe) -> bool:
+        return fit_config_of(recipe, 100.0, 0.08, 0, "cpu").bf16
+
+    for able in (True, False):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: {"amx_bf16": able})
+        assert taken(Recipe(steps=1)) is able
+        assert taken(Recipe(steps=1, bf16=True)) is True
+        assert taken(Recipe(steps=1, bf16=False)) is False
 
 
 # Batches
+
+
+def test_a_click_is_no_louder_than_what_lasts() -> None:
+    """Its power is 10 dB over the level that a lasting sound gets, not without end."""
+    lasting, click = np.full((128, 64), 1e-3, np.float32), np.zeros((128, 64), np.float32)
+    click[60:63] = 1e-3
+    level = 10.0 ** (TYPICAL_DB / 10.0)
+    assert gain_to(lasting, TYPICAL_DB) * lasting.sum(1).max() == pytest.approx(level, rel=1e-5)
+    assert gain_to(click, TYPICAL_DB) * click.sum(1).max() == pytest.approx(10 * level, rel=1e-5)
 
 
 def test_activity_by_hand() -> None:

@@ -25,7 +25,7 @@ from services.classifier.evaluation.protocols import (
     RANDOM_SPLIT,
     Learning,
     Protocol,
-    clips_for_all_folds,
+    clips_for_every_fold,
     own_classes,
     parts_of,
 )
@@ -134,7 +134,7 @@ def network_predictions(
     parts = parts_of(benchmark.protocol, clips, benchmark.parts_own)
     starts: dict[int, Trial] = {}
     if benchmark.learning is Learning.OTHERS_FIRST:
-        others = clips_for_all_folds(benchmark.protocol, clips)
+        others = clips_for_every_fold(benchmark.protocol, clips)
         starts = {
             seed: Trial(
                 name=f"{method}, other data sets, seed {seed}",

@@ -17,7 +17,7 @@ from enum import StrEnum
 import numpy as np
 
 from common.datasets import Clip, Dataset, drop_leaks, labels_of, select_folds
-from common.errors import ClassMissing
+from common.errors import ClassMissing, DatasetMissing
 
 SPLIT_SEED = 2026
 """Of the random split: the same one for every architecture and every seed of training."""
@@ -69,18 +69,16 @@ class Part:
     dropped: int
 
 
-def clips_for_all_folds(protocol: Protocol, clips: Sequence[Clip]) -> tuple[Clip, ...]:
+def clips_for_every_fold(protocol: Protocol, clips: Sequence[Clip]) -> tuple[Clip, ...]:
     """Return the clips of other data sets that share no recording with any of the protocol's own.
 
     Raises:
-        ClassMissing: there are none.
+        DatasetMissing: there are none.
     """
     own = [clip for clip in clips if clip.dataset == protocol.dataset]
     left = drop_leaks([clip for clip in clips if clip.dataset != protocol.dataset], own).kept
     if not left:
-        raise ClassMissing(
-            f"there is no data set beside {protocol.dataset} to begin with", "", None
-        )
+        raise DatasetMissing(f"nothing but {protocol.dataset} is there to learn from first")
     return left
 
 
