@@ -4,8 +4,8 @@ Sources: residual branch, He et al. 2016 (basic block); patch branch, Gong et al
 the positions from a depthwise convolution instead of a table (Chu et al. 2021, "Conditional
 positional encodings"), so that clips of any length fit; gate, Arevalo et al. 2017, "Gated
 multimodal units". Both branches end on one grid of cells (16 mel bands x 8 frames), where the
-foreground mask weights a second pooling beside the plain one. 1.04 M weights, 57 M multiply-adds
-per second of audio in windows of 10 s; attention's part grows with the window. Letters: B batch,
+foreground mask weights a second pooling beside the plain one. 0.56 M weights, 31 M multiply-adds
+per second of audio beside those of attention, whose part grows with the window. Letters: B batch,
 F mel bands, T frames, f = F / 16 and t = T / 8 cells, K classes.
 """
 
