@@ -56,8 +56,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "rmsprop": torch.optim.RMSprop,
     "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
 }
-PACE = frozenset({"steps", "minutes", "checkpoint_every_s", "journal_every"})
-"""What of a config may be another when a fit is resumed."""
+PACE = frozenset({"steps", "minutes", "checkpoint_every_s", "journal_every", "bf16"})
+"""What of a config may be another when a fit is resumed; ``bf16`` may follow the machine."""
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 All of it works on log-mel or mel power of shape (T, F). Mixing belongs to ``data``.
 
-Sources: SpecAugment, Park et al. 2019; random equalisers and narrower bands against classes that
-are told apart by the recording device, as in Schmid et al. 2022, "Device generalisation by
-equalisation".
+Sources: SpecAugment, Park et al. 2019; mixup, Zhang et al. 2018; random equalisers and narrower
+bands against classes that are told apart by the recording device, as in Schmid et al. 2022, "Device
+generalisation by equalisation".
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 DB = 10.0 / np.log(10.0)
 """Decibels per unit of the natural logarithm of power."""
+MIXUP_ALPHA = 0.4
 LOWEST = np.float32(np.log(LOG_FLOOR))
 
 
@@ -44,6 +46,7 @@ class Augmentation:
     low_pass_share: float = 0.25
     reverb_share: float = 0.15  # of the sounds of scenes
     noise_share: float = 0.2
+    mixup_share: float = 0.0  # of spectrograms laid over another of the batch, targets likewise
     blank_share: float = 0.6  # of two stripes in time and two in frequency, each
     blank_bands: int = 8  # at most
     blank_time_share: float = 0.15  # of the crop, at most
@@ -86,6 +89,29 @@ def soft_noise(shape: tuple[int, int], rng: np.random.Generator) -> Array:
     level_db, tilt_db = rng.uniform(-45.0, 5.0), rng.uniform(-25.0, 10.0)
     spectrum = 10.0 ** ((level_db + tilt_db * np.arange(F) / F) / 10.0)
     return (spectrum * rng.gamma(3.0, 1.0 / 3.0, (T, F))).astype(np.float32)
+
+
+def mixed_up(
+    arrays: Sequence[Array], how: Augmentation, rng: np.random.Generator
+) -> tuple[Array, ...]:
+    """Return a batch with a share of its items laid over their neighbours, targets alike.
+
+    An item becomes ``a * item + (1 - a) * neighbour``, a from Beta(MIXUP_ALPHA, MIXUP_ALPHA).
+
+    Args:
+        arrays: inputs and targets, the items along the first axis of each.
+        how: says how many.
+        rng: draws items and weights.
+    """
+    n_items = len(arrays[0])
+    keep = rng.beta(MIXUP_ALPHA, MIXUP_ALPHA, n_items).astype(np.float32)
+    keep[rng.random(n_items) >= how.mixup_share] = 1.0
+
+    def mixed(array: Array) -> Array:
+        part = keep.reshape(-1, *[1] * (array.ndim - 1))
+        return part * array + (1.0 - part) * np.roll(array, 1, axis=0)
+
+    return tuple(mixed(array) for array in arrays)
 
 
 def blank_stripes(logmel: Array, how: Augmentation, rng: np.random.Generator) -> None:

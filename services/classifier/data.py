@@ -26,6 +26,7 @@ from services.classifier.augment import (
     LOWEST,
     Augmentation,
     blank_stripes,
+    mixed_up,
     reverberated,
     soft_noise,
     varied,
@@ -59,8 +60,8 @@ class Batch:
     logmel: Tensor  # (B, F, T)
     mask: Tensor  # (B, f, t) in [0, 1]
     share: Tensor  # (B, K), rows sum to 1, or 0 where nothing sounds
-    present: Tensor  # (B, K), 0 or 1
-    segment_present: Tensor  # (B, K, t), 0 or 1
+    present: Tensor  # (B, K), 0 or 1, in between after mixup
+    segment_present: Tensor  # (B, K, t), likewise
     segment_weight: Tensor  # (B, K, t), 0 where it is not known
 
     def to(self, device: str, non_blocking: bool = False) -> Batch:
@@ -236,10 +237,12 @@ class BatchMaker:
             mask[b] = self._mask(layers, total)
             blank_stripes(logmel[b], self.how, self.rng)
         share /= np.maximum(share.sum(1, keepdims=True), 1e-9)
-        arrays = (mask, share, present, segment_present, segment_weight)
+        arrays = (logmel, mask, share, present, segment_present, segment_weight)
+        if self.how.mixup_share > 0.0:
+            arrays = mixed_up(arrays, self.how, self.rng)
         return Batch(
-            torch.from_numpy(np.ascontiguousarray(logmel.transpose(0, 2, 1))),
-            *(torch.from_numpy(array) for array in arrays),
+            torch.from_numpy(np.ascontiguousarray(arrays[0].transpose(0, 2, 1))),
+            *(torch.from_numpy(array) for array in arrays[1:]),
         )
 
     def _weighted(self, numbers: Sequence[int]) -> Weighted:

@@ -15,7 +15,7 @@ from common.datasets import Clip, ClipBank, labels_of, load_layout
 from common.errors import DatasetInvalid, LeakFound, WeightsInvalid
 from common.labels import LABELS
 from services.classifier import train
-from services.classifier.augment import Augmentation
+from services.classifier.augment import Augmentation, mixed_up
 from services.classifier.config import Config, HybridSettings
 from services.classifier.data import TYPICAL_DB, Batch, BatchMaker, MelBank, activity, gain_to
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
@@ -153,6 +153,29 @@ def test_activity_by_hand() -> None:
     on, known = activity(layer, "dog", layer + power(0.0, 100.0, 0.0, 100.0))
     assert on.tolist() == [1, 1, 0, 0]
     assert known.tolist() == [1, 0, 0, 1]  # the second is drowned
+
+
+def test_mixup_lays_items_over_their_neighbours_and_targets_alike() -> None:
+    items = np.arange(6, dtype=np.float32).reshape(6, 1, 1) * np.ones((1, 2, 3), np.float32)
+    targets = np.eye(6, dtype=np.float32)
+    rng = np.random.default_rng(0)
+    mixed, shares = mixed_up((items, targets), Augmentation(mixup_share=1.0), rng)
+    assert shares.sum(1) == pytest.approx(np.ones(6))
+    kept = shares.diagonal()
+    assert ((kept > 0) & (kept < 1)).all()
+    for n in range(6):
+        neighbour = (n - 1) % 6
+        assert shares[n, neighbour] == pytest.approx(1 - kept[n])
+        assert mixed[n] == pytest.approx(kept[n] * n + (1 - kept[n]) * neighbour)
+    draws = np.concatenate(
+        [
+            mixed_up((targets,), Augmentation(mixup_share=1.0), rng)[0].diagonal()
+            for _ in range(2000)
+        ]
+    )
+    assert draws.var() == pytest.approx(0.25 / 1.8, rel=0.05)  # that of Beta(0.4, 0.4)
+    alone, _ = mixed_up((items, targets), Augmentation(mixup_share=0.0), rng)
+    np.testing.assert_array_equal(alone, items)
 
 
 @pytest.fixture

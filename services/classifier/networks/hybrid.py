@@ -1,12 +1,23 @@
 """`hybrid`: a convolutional and a patch-transformer branch, fused by a learned gate.
 
-Sources: residual branch, He et al. 2016 (basic block); patch branch, Gong et al. 2021, "AST", with
-the positions from a depthwise convolution instead of a table (Chu et al. 2021, "Conditional
-positional encodings"), so that clips of any length fit; gate, Arevalo et al. 2017, "Gated
-multimodal units". Both branches end on one grid of cells (16 mel bands x 8 frames), where the
-foreground mask weights a second pooling beside the plain one. 0.56 M weights, 31 M multiply-adds
-per second of audio beside those of attention, whose part grows with the window. Letters: B batch,
-F mel bands, T frames, f = F / 16 and t = T / 8 cells, K classes.
+Source: Sainath et al., "Audio manipulation and event classification with deep learning", section
+III.B.1: a convolutional branch for local patterns, a transformer branch over fixed-size patches for
+what is far apart, and a layer that fuses both. It gives no sizes. Ours are: residual branch, He et
+al. 2016 (basic block); patch branch, Gong et al. 2021, "AST", with the positions from a depthwise
+convolution instead of a table (Chu et al. 2021, "Conditional positional encodings"), so that clips
+of any length fit; gate, Arevalo et al. 2017, "Gated multimodal units".
+
+Where we depart:
+
+- The paper's convolutions are pre-trained; ours start from nothing, with the rest.
+- It fuses late. Our branches end on one grid of cells (16 mel bands x 8 frames) and are fused
+  there, cell by cell, before anything is pooled; a convolution over time follows, so that segments are
+  scored as well as clips. Each branch has a head of its own in training.
+- The foreground mask weights a second pooling beside the plain one.
+- Its module that reconstructs audio behind the fusion is the enhancer's and the restorer's here.
+
+0.56 M weights, 31 M multiply-adds per second of audio beside those of attention, whose part grows
+with the window. Letters: B batch, F mel bands, T frames, f = F / 16 and t = T / 8 cells, K classes.
 """
 
 from __future__ import annotations

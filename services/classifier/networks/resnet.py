@@ -11,7 +11,9 @@ Where we depart:
 - ``width`` 16 instead of 64: 0.70 M weights instead of 11.2 M, to be trained on a CPU.
 - Strides: the stem halves both axes, the second and third stage too, the fourth the bands only. So
   the last map lies on the grid of cells (16 bands x 8 frames), and each column can be scored.
-- A second head scores the columns; the paper only knows whole clips.
+- 64 mels of 32 kHz, a logarithm with a floor and norms per band over all clips, as the others have
+  them, not log(1 + S) normalised per spectrogram; PyTorch's initialisation, not He's.
+- A second head scores the columns, and its loss is added; the paper only knows whole clips.
 - Where there is a foreground mask, it weights the average. Without one it is the paper's.
 - Dropout before the heads.
 

@@ -21,6 +21,7 @@ Where we depart:
 
 - 64 mels: the bands are pooled as often as two rows are left (five times of six), so that F1 has
   the paper's size. It always spans all rows.
+- F1 has a batch norm like the blocks; the paper's table names none there.
 - Segments' logits are pooled, not their sigmoids: for the maximum it is the same, while the average
   is that of the logits.
 - Scores are read at the cells of time (80 ms), linearly between the centres of segments.
