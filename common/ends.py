@@ -32,7 +32,7 @@ class GivenBackFor(StrEnum):
 
     SAME_WORK_ELSEWHERE = "same_work_elsewhere"
     WORKER_STOPPING = "worker_stopping"
-    SHARD_OUT_OF_TIME = "shard_out_of_time"  # another recording of its shard took all the time
+    SHARD_OUT_OF_TIME = "shard_out_of_time"  # others of its shard took the time, or may have
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ class GivenBack:
     claim: Claim
     reason: GivenBackFor
     pause_s: float = 0.0
+    shard_limit: int | None = None  # most runs its next shard may hold; None: as before
+    measures: Measures = Measures()
     took_s: float | None = None  # since work on it began
     ago_s: float = 0.0
 
@@ -235,14 +237,15 @@ def _fail(session: Session, end: Failed, now: float, settings: Settings) -> bool
 
 def _give_back(session: Session, end: GivenBack, now: float) -> None:
     next_at = now + end.pause_s
-    _leave(
-        session,
-        end.claim,
-        state=RunState.READY.value,
-        shard_id=None,
-        next_attempt_at=next_at,
-        ready_at=next_at,
-    )
+    change: dict[str, Any] = {
+        "state": RunState.READY.value,
+        "shard_id": None,
+        "next_attempt_at": next_at,
+        "ready_at": next_at,
+    }
+    if end.shard_limit is not None:
+        change["shard_limit"] = end.shard_limit
+    _leave(session, end.claim, **change)
 
 
 def _leave(session: Session, claim: Claim, **change: Any) -> None:
@@ -267,7 +270,7 @@ def _failure(end: Failed, now: float) -> dict[str, Any]:
 
 
 def _return(end: GivenBack, now: float) -> dict[str, Any]:
-    return _attempt(end, Outcome.TRANSIENT, Measures(), now, end.reason.value)
+    return _attempt(end, Outcome.TRANSIENT, end.measures, now, end.reason.value)
 
 
 def _attempt(

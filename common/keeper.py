@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -28,6 +29,7 @@ from common.errors import StaleFence
 from common.runs import Claim
 from common.settings import Settings
 from common.tables import Attempt
+from common.timesheet import Spent, Timesheet
 
 log = logs.get_logger(__name__)
 
@@ -45,7 +47,6 @@ class _Begun:
 
     claim: Claim
     at: float
-    own_s: float = 0.0  # of the time since then: what is left when it is shared with the others
     is_noted: bool = False  # its start is recorded
 
 
@@ -69,7 +70,7 @@ class Keeper:
         self._lost: set[str] = set()
         self._given_back: set[str] = set()  # because the worker stops
         self._begun: dict[str, _Begun] = {}
-        self._shared_at = 0.0  # until then, time is shared among what was begun
+        self._times = Timesheet()  # of what was begun, by run
         self._ends: list[tuple[End, float]] = []  # with the time they were handed in
         self._lock = threading.Lock()  # of the fields above, held for a moment
         self._flushing = threading.Lock()  # one group after the other
@@ -105,8 +106,24 @@ class Keeper:
             self._stop_if_asked()
             self.check(claim)
             now = time.monotonic()
-            self._share(now)
+            self._times.begin(claim.stage_run_id, now)
             self._begun[claim.stage_run_id] = _Begun(claim, now)
+
+    @contextmanager
+    def turn(self, claim: Claim, weight: float) -> Iterator[None]:
+        """Make the time of the block a claim's own, or one of several's, by their weights."""
+        with self._lock:
+            self._times.enter(claim.stage_run_id, weight, time.monotonic())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._times.leave(claim.stage_run_id, time.monotonic())
+
+    def spent(self, claim: Claim) -> Spent:
+        """Return what a claim has had of the time so far: nothing unless it is being worked on."""
+        with self._lock:
+            return self._times.spent(claim.stage_run_id, time.monotonic()) or Spent(0.0, 0.0)
 
     def check(self, claim: Claim) -> None:
         """Return while a claim is held, as far as is known. Raises StaleFence."""
@@ -121,10 +138,10 @@ class Keeper:
         """Hand in how a run ended. It is recorded soon, together with others."""
         now = time.monotonic()
         with self._lock:
-            self._share(now)
-            begun = self._begun.pop(end.claim.stage_run_id, None)
-            if begun is not None and not isinstance(end, Dropped):
-                end = replace(end, took_s=begun.own_s)
+            self._begun.pop(end.claim.stage_run_id, None)
+            spent = self._times.end(end.claim.stage_run_id, now)
+            if spent is not None and not isinstance(end, Dropped):
+                end = replace(end, took_s=spent.own_s)
             if end.claim.stage_run_id not in self._given_back:
                 self._ends.append((end, now))
             elif isinstance(end, Succeeded | Dropped):
@@ -173,15 +190,6 @@ class Keeper:
             )
         return ended
 
-    def _share(self, now: float) -> None:
-        """Give what has been begun equal parts of the time since the last call. The lock is held.
-
-        So the times of attempts add up to the time worked, also where they were at once.
-        """
-        for work in self._begun.values():
-            work.own_s += (now - self._shared_at) / len(self._begun)
-        self._shared_at = now
-
     def _stop_if_asked(self) -> None:
         """Give back what is not begun once the worker stops; all, once its grace is over.
 
@@ -194,14 +202,11 @@ class Keeper:
         for run_id, claim in self._waiting.items():
             if run_id in handed_in or run_id in self._lost:
                 continue
-            begun = self._begun.get(run_id)
-            if begun is not None and not self._drain.is_over:
+            if run_id in self._begun and not self._drain.is_over:
                 continue
-            took_s = None
-            if begun is not None:
-                self._share(now)
-                took_s = begun.own_s
-                del self._begun[run_id]
+            self._begun.pop(run_id, None)
+            spent = self._times.end(run_id, now)
+            took_s = None if spent is None else spent.own_s
             back = GivenBack(claim, GivenBackFor.WORKER_STOPPING, took_s=took_s)
             self._ends.append((back, now))
             self._given_back.add(run_id)

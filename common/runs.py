@@ -150,6 +150,11 @@ def return_shard(session: Session, shard_id: str, pause_s: float = 0.0) -> int:
     return len(found)
 
 
+def halved(n_together: int) -> int:
+    """Return how many runs a shard may hold after one of so many did harm, nobody knows which."""
+    return max(1, n_together // 2)
+
+
 def _claims(session: Session, waits: Mapping[str, float | None]) -> list[Claim]:
     rows = session.execute(
         select(

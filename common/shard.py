@@ -38,7 +38,7 @@ from common.errors import (
 )
 from common.keeper import Keeper, transact
 from common.params import canonical, parse_params
-from common.runs import Claim, Reusable, StoredArtifact
+from common.runs import Claim, Reusable, StoredArtifact, halved
 from common.scratch import emptied
 from common.settings import Settings
 from common.stage_io import Done, Phases, StageInput, StageOutput
@@ -84,8 +84,22 @@ class _Work:
 
     claim: Claim
     key: str
+    model: LoadedModel
     phases: Phases
     folders: ExitStack
+
+    def measures(self, output: StageOutput | None = None) -> Measures:
+        """Return what was measured so far, or in all where there is an output."""
+        stage, model = self.claim.stage, self.model
+        return Measures(
+            phases=dict(self.phases.seconds),
+            audio_s=output.audio.duration_s if output else None,
+            batch_size=output.batch_size if output else None,
+            device=model.device,
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            device_memory_bytes=stage_metrics.device_peak_bytes(stage, model.device),
+            model_digest=model.digest,
+        )
 
 
 class Shard(Generic[Model]):
@@ -102,11 +116,12 @@ class Shard(Generic[Model]):
         self.around = around
         self.keeper = keeper
         self.process_shard = process_shard
+        self.n_claims = len(waiting)
         self.waiting = waiting  # not begun
         self.at_work: dict[Path, _Work] = {}  # by the folder where the model leaves its output
         self.scratch = scratch
         self.found: dict[str, Reusable] = {}  # results by idempotency key
-        self.model: Model | None = None
+        self.has_begun = False  # any one
 
     def run(self, load: Callable[[], Model]) -> None:
         """Work on all claims, or fail them when there is no model to do it with."""
@@ -119,7 +134,6 @@ class Shard(Generic[Model]):
             for claim in self.waiting:
                 self._fail(claim, error, Measures())
             return
-        self.model = model
         took_s = time.monotonic() - began
         stage_metrics.note_model(self.waiting[0].stage, model.digest, model.device, took_s)
         keys = self._keys(model)
@@ -133,7 +147,7 @@ class Shard(Generic[Model]):
             n_waiting = len(self.waiting)
             try:
                 for done in self.process_shard(model, self._inputs(keys, model)):
-                    self._finish(done, model)
+                    self._finish(done)
                 if self.at_work or len(self.waiting) == n_waiting:
                     raise RuntimeError("the model left recordings out")
             except SoftTimeLimitExceeded:
@@ -142,22 +156,50 @@ class Shard(Generic[Model]):
                 if len(self.waiting) == n_waiting:
                     self._fail(self.waiting.pop(0), error, Measures())
                 for folder in list(self.at_work):
-                    self._end(folder, error, model)
+                    self._end(folder, error)
 
     def give_up(self) -> None:
-        """Fail what was at work when the time limit was met and give back what had not begun."""
-        error = TimeLimitExceeded(f"not done after {self.around.settings.soft_time_limit_s} s")
-        if self.model is None:  # loading it took all the time
-            self.keeper.end(Failed(self.waiting.pop(0), error))
-        else:
-            for work in self.at_work.values():
-                measures = _measures(work.claim.stage, self.model, work.phases)
-                self.keeper.end(Failed(work.claim, error, measures))
-                work.folders.close()
+        """End everything when the time limit was met: fail what took the time, give back the rest.
+
+        Where it is not known which of those at work took it, they come back in halves, as from a
+        worker that was killed, until it is alone. There is an end to that: of a shard that runs out
+        of time, something has ended before, is failed, or comes back in a smaller one.
+        """
+        if self.waiting and not self.has_begun:  # the model took all the time
+            self.keeper.end(Failed(self.waiting.pop(0), self._out_of_time()))
+        guilty = self._guilty()
+        n_suspects = len(self.at_work) if guilty is None else 0
+        for work in self.at_work.values():
+            with work.folders, logs.bind(**work.claim.ids):
+                self._end_out_of_time(work, work is guilty, n_suspects)
         begun = [work.claim for work in self.at_work.values()]
         for claim in self.waiting:
             if claim not in begun:
                 self.keeper.end(GivenBack(claim, GivenBackFor.SHARD_OUT_OF_TIME))
+
+    def _guilty(self) -> _Work | None:
+        """Return what took the time, None where that is not known.
+
+        More than half of it can only have been one's own; in a shard of one, whose else?
+        """
+        half_s = self.around.settings.soft_time_limit_s / 2
+        for work in self.at_work.values():
+            if self.n_claims == 1 or self.keeper.spent(work.claim).alone_s > half_s:
+                return work
+        return None
+
+    def _end_out_of_time(self, work: _Work, is_guilty: bool, n_suspects: int) -> None:
+        """End one at work when the time limit was met. ``n_suspects``: 0 where one is guilty."""
+        if is_guilty:
+            self._fail(work.claim, self._out_of_time(), work.measures())
+            return
+        log.warning("given back: its shard is out of time", suspects=n_suspects)
+        reason, limit = GivenBackFor.SHARD_OUT_OF_TIME, halved(n_suspects) if n_suspects else None
+        back = GivenBack(work.claim, reason, shard_limit=limit, measures=work.measures())
+        self.keeper.end(back)
+
+    def _out_of_time(self) -> TimeLimitExceeded:
+        return TimeLimitExceeded(f"not done after {self.around.settings.soft_time_limit_s} s")
 
     def _keys(self, model: Model) -> dict[str, str]:
         """Return the idempotency keys of the claims by run; fail those with bad parameters."""
@@ -218,6 +260,7 @@ class Shard(Generic[Model]):
         except StaleFence as error:
             log.warning("not begun", reason=str(error))
             return None
+        self.has_begun = True
         earlier = self.found.get(key)
         if earlier is not None:
             measures = Measures(model_digest=model.digest, device=model.device)
@@ -227,8 +270,8 @@ class Shard(Generic[Model]):
         number = next(n for n in count() if self.scratch / f"out-{n}" not in self.at_work)
         folder = self.scratch / f"out-{number}"
         folders = ExitStack()
-        phases = Phases(partial(self.keeper.check, claim))
-        self.at_work[folder] = _Work(claim, key, phases, folders)
+        phases = Phases(partial(self.keeper.check, claim), partial(self.keeper.turn, claim))
+        self.at_work[folder] = _Work(claim, key, model, phases, folders)
         try:
             folders.enter_context(emptied(folder))
             inputs = folders.enter_context(emptied(self.scratch / f"in-{number}"))
@@ -236,7 +279,7 @@ class Shard(Generic[Model]):
         except SoftTimeLimitExceeded:
             raise
         except Exception as error:
-            self._end(folder, error, model)
+            self._end(folder, error)
             return None
 
     def _fetched(self, claim: Claim, inputs: Path, folder: Path, phases: Phases) -> StageInput:
@@ -252,7 +295,7 @@ class Shard(Generic[Model]):
         params = parse_params(claim.params).of(claim.stage)
         return StageInput(claim.name, audio_path, params, upstream, folder, phases)
 
-    def _finish(self, done: Done, model: Model) -> None:
+    def _finish(self, done: Done) -> None:
         """Store what the model made of a recording, or note its error."""
         folder, output = done.item.scratch, done.outcome
         work = self.at_work[folder]
@@ -269,17 +312,16 @@ class Shard(Generic[Model]):
             except SoftTimeLimitExceeded:
                 raise
             except Exception as error:
-                self._end(folder, error, model)
+                self._end(folder, error)
                 return
             result = Reusable(tuple(artifacts), output.result, output.audio)
-            measures = _measures(claim.stage, model, work.phases, output)
-            self.keeper.end(Succeeded(claim, key, result, measures))
+            self.keeper.end(Succeeded(claim, key, result, work.measures(output)))
             self.found[key] = result
             log.info("stage run succeeded", stage=claim.stage, audio_s=output.audio.duration_s)
             del self.at_work[folder]
             work.folders.close()
 
-    def _end(self, folder: Path, error: Exception, model: Model) -> None:
+    def _end(self, folder: Path, error: Exception) -> None:
         """End what was at work in a folder with an error."""
         work = self.at_work[folder]
         with work.folders, logs.bind(**work.claim.ids):
@@ -287,7 +329,7 @@ class Shard(Generic[Model]):
                 log.warning("result discarded", reason=str(error))
                 self.keeper.end(Dropped(work.claim, work.key))
             else:
-                self._fail(work.claim, error, _measures(work.claim.stage, model, work.phases))
+                self._fail(work.claim, error, work.measures())
         del self.at_work[folder]
 
     def _fail(self, claim: Claim, error: Exception, measures: Measures) -> None:
@@ -324,20 +366,6 @@ def as_soundmill_error(error: Exception) -> SoundmillError:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemory("the worker ran out of memory")
     return InternalError(f"{type(error).__name__}: {error}")
-
-
-def _measures(
-    stage: Stage, model: LoadedModel, phases: Phases, output: StageOutput | None = None
-) -> Measures:
-    return Measures(
-        phases=dict(phases.seconds),
-        audio_s=output.audio.duration_s if output else None,
-        batch_size=output.batch_size if output else None,
-        device=model.device,
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        device_memory_bytes=stage_metrics.device_peak_bytes(stage, model.device),
-        model_digest=model.digest,
-    )
 
 
 def _local(store: ObjectStore, key: str, path: Path) -> Path:

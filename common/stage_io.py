@@ -7,8 +7,8 @@ The contract between ``common.stage``, which fetches, stores and records, and ea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,8 @@ from common.params import StageParams
 
 T = TypeVar("T")
 M = TypeVar("M")
+Turn = Callable[[float], AbstractContextManager[None]]
+"""Makes a block the turn of one recording, with a weight beside others whose turn it is, too."""
 
 
 class Phases:
@@ -26,25 +28,26 @@ class Phases:
     Args:
         check: Called whenever a phase is entered; what it raises ends the attempt. A model enters
             phases chunk by chunk, so it stops soon after its recording was taken from it.
+        turn: Entered around each phase: who goes through a shard learns from it whose time it is.
     """
 
-    def __init__(self, check: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, check: Callable[[], None] | None = None, turn: Turn = lambda _weight: nullcontext()
+    ) -> None:
         self.seconds: dict[str, float] = {}
+        self.turn = turn
         self._check = check
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to phase ``name``."""
+        """Add the time spent in the block, on this recording alone, to phase ``name``."""
         if self._check is not None:
             self._check()
-        started = time.perf_counter()
-        try:
+        with together(name, {self: 1.0}):
             yield
-        finally:
-            self.add(name, time.perf_counter() - started)
 
     def add(self, name: str, seconds: float) -> None:
-        """Add time to phase ``name`` that was measured elsewhere: a share in work done together."""
+        """Add time to phase ``name``."""
         self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def timed(self, name: str, items: Iterable[T]) -> Iterator[T]:
@@ -57,6 +60,25 @@ class Phases:
                 except StopIteration:
                     return
             yield item
+
+
+@contextmanager
+def together(name: str, weights: Mapping[Phases, float]) -> Iterator[None]:
+    """Add the time spent in the block to phase ``name`` of several recordings, by their weights.
+
+    Args:
+        weights: How much each has in what is computed, above 0: windows, or seconds of audio.
+    """
+    with ExitStack() as turns:
+        for phases, weight in weights.items():
+            turns.enter_context(phases.turn(weight))
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            unit_s = (time.perf_counter() - started) / sum(weights.values())
+            for phases, weight in weights.items():
+                phases.add(name, unit_s * weight)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ SERVICES = ["gateway", "ingester", "dispatcher", *WORKERS]
 LAYERS = [
     {"domain", "errors", "labels", "names", "text"},
     {"settings", "logs", "metrics", "monitor", "params", "sources", "traces"},
-    {"draining", "scratch", "shared_metrics"},
+    {"draining", "scratch", "shared_metrics", "timesheet"},
     {
         "db",
         "tables",

@@ -7,7 +7,7 @@ is kept per second of audio is half a kilobyte of scores. Leaves out what follow
 
 from __future__ import annotations
 
-import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from common.audio import AudioLimits, AudioReader, resample_blocks
 from common.chunking import CrossFader, chunks
 from common.masks import MASK_BANDS, MASK_HOP_S, MaskReader
 from common.settings import get_settings
-from common.stage_io import AudioFacts, StageInput
+from common.stage_io import AudioFacts, StageInput, together
 from common.vectors import VectorWriter
 from services.classifier.config import OVERLAP_SEGMENTS, SILENCE_PEAK, WINDOW_SEGMENTS, Config
 from services.classifier.model import Classifier
@@ -244,11 +244,7 @@ def _hear(loaded: LoadedClassifier, batch: Sequence[Window]) -> None:
             groups.setdefault((window.n_segments, window.cells is None), []).append(window)
     scores: dict[Window, WindowScores | Exception] = {}
     for group in groups.values():
-        began_s = time.perf_counter()
         scores.update(zip(group, _scored(loaded, group), strict=True))
-        share_s = (time.perf_counter() - began_s) / len(group)
-        for window in group:
-            window.listener.item.phases.add("infer", share_s)
     for window in batch:
         if window in scores:
             window.listener.take(window, scores[window])
@@ -257,7 +253,8 @@ def _hear(loaded: LoadedClassifier, batch: Sequence[Window]) -> None:
 def _scored(loaded: LoadedClassifier, group: list[Window]) -> list[WindowScores | Exception]:
     """Return the scores of windows of one length; what fails together is tried one by one."""
     try:
-        return list(_score(loaded, group))
+        with together("infer", Counter(window.listener.item.phases for window in group)):
+            return list(_score(loaded, group))
     except (RuntimeError, MemoryError) as error:
         if len(group) == 1:
             return [error]

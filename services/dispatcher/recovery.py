@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 from common.db import DbNow
 from common.domain import Outcome, Priority, RunState, Stage, queue_name
 from common.release import release_downstream
+from common.runs import halved
 from common.settings import Settings
 from common.tables import Attempt, Recording, StageRun
 
@@ -121,7 +122,7 @@ def _take_back(session: Session, run: Any, shard_size: int, settings: Settings) 
             "state": RunState.READY.value,
             "ready_at": DbNow(),
             "shard_id": None,
-            "shard_limit": max(1, shard_size // 2),
+            "shard_limit": halved(shard_size),
         }
     session.execute(
         update(StageRun)

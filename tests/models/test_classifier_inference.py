@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from common.results import parse_events, parse_summary
 from common.stage_io import Done, Phases, StageInput, StageOutput
 from common.vectors import VectorReader
 from services.classifier import infer, listening
-from services.classifier.config import Config, HybridSettings
+from services.classifier.config import WINDOW_SEGMENTS, Config, HybridSettings
 from services.classifier.listening import LoadedClassifier, listen, mask_cells
 from services.classifier.model import Classifier, build
 
@@ -348,6 +350,47 @@ def test_what_fails_together_is_tried_alone(
     monkeypatch.setattr(listening, "_score", out_of_memory)
     found = outcomes(infer.process_shard(loaded, shard), shard)
     assert [n for n, one in enumerate(found) if isinstance(one, Exception)] == [2]
+
+
+def test_time_of_a_batch_is_parted_by_windows(
+    loaded: LoadedClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of windows that are scored together, a longer recording has more, and pays for more."""
+    at_once: list[dict[str, float]] = []
+    turns: dict[str, float] = {}
+    score = listening._score
+
+    def noted(
+        model: LoadedClassifier, group: Sequence[listening.Window]
+    ) -> list[listening.WindowScores]:
+        at_once.append(dict(turns))
+        return score(model, group)
+
+    def told(name: str) -> Phases:
+        @contextmanager
+        def turn(weight: float) -> Iterator[None]:
+            turns[name] = weight
+            yield
+            del turns[name]
+
+        return Phases(turn=turn)
+
+    monkeypatch.setattr(listening, "_score", noted)
+    window_s = WINDOW_SEGMENTS * SMALL.segment_s
+    lengths_s = {"short": window_s, "long": 12.0, "other": 2.0}
+    items = [
+        replace(
+            item_of(tmp_path / name, noise(round(seconds * RATE)), mask_level=None),
+            phases=told(name),
+        )
+        for name, seconds in lengths_s.items()
+    ]
+    outcomes(infer.process_shard(loaded, items), items)
+    whole = max(at_once, key=len)
+    assert set(whole) == {"short", "long"}  # windows of one length; the others are alone
+    assert whole["short"] == 1
+    assert whole["long"] >= 2
+    assert {"other": 1} in at_once
 
 
 def test_a_recording_taken_away_meanwhile_ends_alone(

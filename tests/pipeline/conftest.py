@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import Engine, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
+from common import keeper, stage_io
 from common.db import make_engine, make_sessions
 from common.domain import (
     STAGE_NEEDS,
@@ -33,6 +36,28 @@ from tests.servers import RedisServer
 
 MakeJob = Callable[..., str]
 NamedJob = Callable[..., str]
+
+
+class Clock:
+    """Time that passes only where a test says so, for what measures the time worked."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def passes(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def read(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    fake = SimpleNamespace(monotonic=clock.read, perf_counter=clock.read, sleep=time.sleep)
+    monkeypatch.setattr(keeper, "time", fake)
+    monkeypatch.setattr(stage_io, "time", fake)
+    return clock
 
 
 @pytest.fixture

@@ -245,6 +245,23 @@ def test_giving_back_costs_nothing(
     assert (again.failures, again.fence) == (0, 2)
 
 
+def test_who_comes_back_in_smaller_shards_keeps_to_it(
+    sessions: sessionmaker[Session], settings: Settings, make_job: MakeJob
+) -> None:
+    job_id = make_job(3, stages={Stage.SEGMENT})
+    claims = claim_next(sessions, settings, job_id, Stage.SEGMENT)
+    reason = GivenBackFor.SHARD_OUT_OF_TIME
+    measures = Measures(phases={"infer": 4.0}, device="cpu")
+    backs = [GivenBack(c, reason, shard_limit=2, measures=measures) for c in claims]
+    end(sessions, settings, *backs)
+    with sessions() as session:
+        assert set(session.scalars(select(Attempt.infer_s))) == {4.0}
+    again = claim_next(sessions, settings, job_id, Stage.SEGMENT)
+    assert len(again) == 2
+    end(sessions, settings, *(GivenBack(claim, GivenBackFor.WORKER_STOPPING) for claim in again))
+    assert len(claim_next(sessions, settings, job_id, Stage.SEGMENT)) == 2
+
+
 def test_nothing_of_an_ended_job_is_claimed(
     sessions: sessionmaker[Session], settings: Settings, make_job: MakeJob
 ) -> None:

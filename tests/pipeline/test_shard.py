@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from common import keeper, stage
+from common import stage
 from common.domain import Outcome, Priority, RunState, Stage
 from common.draining import Drain
 from common.errors import AudioUnreadable
 from common.messages import ShardMessage
 from common.settings import Settings
 from common.shard import ProcessShard
-from common.stage_io import Done, StageInput
+from common.stage_io import Done, StageInput, together
 from common.tables import Artifact, Attempt, Recording, StageRun
 from services.dispatcher.shards import take_shard
-from tests.pipeline.conftest import MakeJob, states
+from tests.pipeline.conftest import Clock, MakeJob, set_runs, states
 from tests.pipeline.test_stage import Upper, upper
 
 Sessions = sessionmaker[Session]
@@ -108,32 +107,62 @@ def test_each_keeps_its_own_result(
     assert list(around.settings.scratch_dir.iterdir()) == []
 
 
-def test_times_of_attempts_add_up_to_the_time_worked(
-    sessions: Sessions, job_id: str, run: Run, monkeypatch: pytest.MonkeyPatch
+def took_s(sessions: Sessions, job_id: str) -> list[float]:
+    """Return how long attempts took, by position."""
+    with sessions() as session:
+        return list(
+            session.scalars(
+                select(Attempt.finished_at - Attempt.started_at)
+                .join(StageRun, StageRun.id == Attempt.stage_run_id)
+                .where(StageRun.job_id == job_id)
+                .order_by(StageRun.position)
+            )
+        )
+
+
+def test_time_of_which_nothing_is_known_is_parted_equally(
+    sessions: Sessions, job_id: str, run: Run, clock: Clock
 ) -> None:
     """Three at once take three seconds: a third of them each, then two share two seconds."""
-    now_s = 100.0
-    monkeypatch.setattr(keeper, "time", SimpleNamespace(monotonic=lambda: now_s))
 
     def slow(model: Upper, items: Iterable[StageInput]) -> Iterator[Done]:
-        nonlocal now_s
         taken = list(islice(items, 3))
-        now_s += 3.0
+        clock.passes(3.0)
         yield outcome_of(model, taken[0])
-        now_s += 2.0
+        clock.passes(2.0)
         yield from (outcome_of(model, item) for item in taken[1:])
         yield from (outcome_of(model, item) for item in items)
 
     run(job_id, slow)
+    assert took_s(sessions, job_id) == pytest.approx([1.0, 2.0, 2.0, 0.0, 0.0], abs=1e-3)
+
+
+def test_time_is_parted_by_how_much_each_has_in_a_batch(
+    sessions: Sessions, job_id: str, run: Run, clock: Clock
+) -> None:
+    """Each pays for its own decoding, and for the batch by its windows; nothing counts twice."""
+
+    def in_a_batch(model: Upper, items: Iterable[StageInput]) -> Iterator[Done]:
+        taken = list(items)
+        for seconds, item in enumerate(taken):
+            with item.phases.phase("decode"):
+                clock.passes(float(seconds))
+        with together("infer", {taken[0].phases: 7, taken[1].phases: 2, taken[2].phases: 1}):
+            clock.passes(20.0)
+        yield from (outcome_of(model, item) for item in taken)
+
+    run(job_id, in_a_batch)
+    assert took_s(sessions, job_id) == pytest.approx([14.0, 5.0, 4.0, 3.0, 4.0], abs=1e-3)
     with sessions() as session:
-        took_s = session.execute(
-            select(Recording.position, Attempt.finished_at - Attempt.started_at)
+        phases = session.execute(
+            select(Attempt.decode_s, Attempt.infer_s)
             .join(StageRun, StageRun.id == Attempt.stage_run_id)
-            .join(Recording, Recording.id == StageRun.recording_id)
-        )
-        by_position = {row[0]: row[1] for row in took_s}
-    wanted = {0: 1.0, 1: 2.0, 2: 2.0, 3: 0.0, 4: 0.0}
-    assert by_position == pytest.approx(wanted, abs=1e-3)
+            .order_by(StageRun.position)
+        ).all()
+    assert [tuple(row) for row in phases] == [
+        pytest.approx(wanted)
+        for wanted in [(0.0, 14.0), (1.0, 4.0), (2.0, 2.0), (3.0, 0.0), (4.0, 0.0)]
+    ]
 
 
 def test_one_that_cannot_be_fetched_or_decoded_costs_the_others_nothing(
@@ -213,27 +242,131 @@ def test_a_model_that_leaves_recordings_out_is_not_waited_for(
     assert codes == ["internal_error"] * 5
 
 
-def test_the_time_limit_fails_what_was_at_work_and_gives_back_the_rest(
-    sessions: Sessions, job_id: str, run: Run
+def limits(around: stage.Surroundings, clock: Clock) -> SoftTimeLimitExceeded:
+    """Let all the time of a shard pass; return what the worker hears then."""
+    clock.passes(around.settings.soft_time_limit_s)
+    return SoftTimeLimitExceeded()
+
+
+def ends_of(sessions: Sessions, job_id: str) -> list[tuple[str | None, int, int | None]]:
+    """Return by position why the newest attempt ended, failures so far and the shard limit."""
+    with sessions() as session:
+        rows = session.execute(
+            select(Attempt.error_code, StageRun.failures, StageRun.shard_limit)
+            .join(StageRun, StageRun.id == Attempt.stage_run_id)
+            .where(StageRun.job_id == job_id, Attempt.number == StageRun.fence)
+            .order_by(StageRun.position)
+        )
+        return [(code, failures, limit) for code, failures, limit in rows]
+
+
+def test_who_hangs_beside_others_fails_alone(
+    around: stage.Surroundings, sessions: Sessions, job_id: str, run: Run, clock: Clock
+) -> None:
+    def second_hangs(model: Upper, items: Iterable[StageInput]) -> Iterator[Done]:
+        _waits, hangs, _waits_too = islice(items, 3)
+        with hangs.phases.phase("decode"):
+            raise limits(around, clock)
+        yield from ()
+
+    run(job_id, second_hangs)
+    assert states(sessions, job_id)[Stage.SEGMENT] == [RunState.READY] * 5
+    given_back = ("shard_out_of_time", 0, None)
+    failed = ("time_limit_exceeded", 1, None)
+    assert ends_of(sessions, job_id) == [given_back, failed, *[given_back] * 3]
+    with sessions() as session:
+        attempts = session.scalars(select(Attempt).where(Attempt.started_at.is_not(None))).all()
+    limit_s = around.settings.soft_time_limit_s
+    took_s = [(a.finished_at or 0.0) - (a.started_at or 0.0) for a in attempts]
+    assert sorted(took_s) == pytest.approx([0.0, 0.0, limit_s], abs=1e-3)
+    assert [a.decode_s for a in attempts if a.decode_s] == [limit_s]
+    assert list(around.settings.scratch_dir.iterdir()) == []
+
+
+@pytest.mark.parametrize("in_a_phase", [True, False])
+def test_of_those_that_hang_together_none_is_failed(
+    around: stage.Surroundings,
+    sessions: Sessions,
+    job_id: str,
+    run: Run,
+    clock: Clock,
+    in_a_phase: bool,
+) -> None:
+    def hang(model: Upper, items: Iterable[StageInput]) -> Iterator[Done]:
+        first, *taken = islice(items, 3)
+        yield outcome_of(model, first)
+        if in_a_phase:
+            with together("infer", {item.phases: 1.0 for item in taken}):
+                raise limits(around, clock)
+        raise limits(around, clock)
+
+    run(job_id, hang)
+    assert states(sessions, job_id)[Stage.SEGMENT] == [RunState.SUCCEEDED] + [RunState.READY] * 4
+    assert ends_of(sessions, job_id) == [
+        (None, 0, None),
+        *[("shard_out_of_time", 0, 1)] * 2,
+        *[("shard_out_of_time", 0, None)] * 2,
+    ]
+    with sessions() as session:
+        devices = session.scalars(select(Attempt.device).order_by(Attempt.started_at)).all()
+    assert devices.count("cpu") == 3  # so their time counts as time in which the worker was busy
+
+
+def test_the_limit_is_not_held_against_who_came_last(
+    around: stage.Surroundings, sessions: Sessions, job_id: str, run: Run, clock: Clock
+) -> None:
+    """It was alone when the limit was met, but others had taken the time."""
+
+    def slow(model: Upper, items: Iterable[StageInput]) -> Iterator[Done]:
+        for item in items:
+            with item.phases.phase("infer"):
+                clock.passes(0.4 * around.settings.soft_time_limit_s)
+                if item.name == "2.wav":
+                    raise SoftTimeLimitExceeded
+            yield outcome_of(model, item)
+
+    run(job_id, slow)
+    back = "shard_out_of_time"
+    found = [(None, 0, None)] * 2 + [(back, 0, 1)] + [(back, 0, None)] * 2
+    assert ends_of(sessions, job_id) == found
+
+
+def test_who_hangs_is_found_by_halves_and_only_it_is_failed(
+    around: stage.Surroundings, sessions: Sessions, make_job: MakeJob, run: Run, clock: Clock
+) -> None:
+    sizes: list[int] = []
+
+    def all_at_once(model: Upper, items: Iterable[StageInput]) -> Iterator[Done]:
+        taken = list(items)
+        sizes.append(len(taken))
+        with together("infer", {item.phases: 1.0 for item in taken}):
+            if any(item.name == "5.wav" for item in taken):
+                raise limits(around, clock)
+        yield from (outcome_of(model, item) for item in taken)
+
+    job_id = make_job(8, stages={Stage.SEGMENT})
+    while RunState.READY in states(sessions, job_id)[Stage.SEGMENT]:
+        set_runs(sessions, job_id, Stage.SEGMENT, next_attempt_at=0.0)
+        run(job_id, all_at_once)
+    assert sizes == [8, 4, 4, 2, 1, 1, 1, 1, 2]
+    found = states(sessions, job_id)[Stage.SEGMENT]
+    assert found == [RunState.SUCCEEDED] * 5 + [RunState.FAILED] + [RunState.SUCCEEDED] * 2
+    with sessions() as session:
+        runs = session.scalars(select(StageRun).order_by(StageRun.position)).all()
+    assert [one.failures for one in runs] == [0] * 5 + [3] + [0] * 2
+    assert runs[5].error_code == "time_limit_exceeded"
+
+
+def test_a_model_that_hangs_before_any_has_begun_is_not_tried_for_ever(
+    around: stage.Surroundings, sessions: Sessions, job_id: str, run: Run, clock: Clock
 ) -> None:
     def hangs(model: Upper, items: Iterable[StageInput]) -> Iterator[Done]:
-        taken = iter(items)
-        first, second = next(taken), next(taken)
-        yield outcome_of(model, first)
-        next(taken)
-        yield Done(second, SoftTimeLimitExceeded())
+        raise limits(around, clock)
+        yield from ()
 
     run(job_id, hangs)
-    assert states(sessions, job_id)[Stage.SEGMENT] == [RunState.SUCCEEDED] + [RunState.READY] * 4
-    with sessions() as session:
-        codes = session.scalars(
-            select(Attempt.error_code)
-            .join(StageRun, StageRun.id == Attempt.stage_run_id)
-            .order_by(StageRun.position)
-        ).all()
-        failures = session.scalars(select(StageRun.failures).order_by(StageRun.position)).all()
-    assert codes == [None, *["time_limit_exceeded"] * 2, *["shard_out_of_time"] * 2]
-    assert failures == [0, 1, 1, 0, 0]
+    given_back = ("shard_out_of_time", 0, None)
+    assert ends_of(sessions, job_id) == [("time_limit_exceeded", 1, None), *[given_back] * 4]
 
 
 def test_a_stopping_worker_ends_what_is_at_work_and_begins_no_more(

@@ -28,7 +28,7 @@ from common.settings import Settings
 from common.stage_io import AudioFacts, OutputFile, StageInput, StageOutput, each
 from common.tables import Artifact, Attempt, Job, Recording, StageRun
 from services.dispatcher.shards import take_shard
-from tests.pipeline.conftest import MakeJob, states
+from tests.pipeline.conftest import Clock, MakeJob, states
 
 Run = Callable[..., list[str]]
 
@@ -164,7 +164,11 @@ def test_unforeseen_errors_are_tried_again_under_a_stable_code(
 
 
 def test_the_time_limit_ends_one_and_gives_back_what_has_not_begun(
-    sessions: sessionmaker[Session], make_job: MakeJob, run: Run
+    around: stage.Surroundings,
+    sessions: sessionmaker[Session],
+    make_job: MakeJob,
+    run: Run,
+    clock: Clock,
 ) -> None:
     served: list[str] = []
 
@@ -172,6 +176,7 @@ def test_the_time_limit_ends_one_and_gives_back_what_has_not_begun(
         served.append(item.name)
         if served == ["0.wav", "1.wav"]:
             with item.phases.phase("infer"):
+                clock.passes(around.settings.soft_time_limit_s)
                 raise SoftTimeLimitExceeded
         return upper(model, item)
 
