@@ -35,7 +35,6 @@ from services.classifier.config import CELL_BANDS, CELL_FRAMES, Config, HybridSe
 from services.classifier.networks.cells import MASK_FLOOR, RARE_LOGIT
 from services.classifier.networks.scores import Scores
 
-
 SPREAD_FLOOR = 0.3
 """Added to a band's deviation, whose average over all clips is 1: steady bands are not blown up."""
 
