@@ -1,4 +1,4 @@
-"""What weights were trained on: noted in their file, and compared with what they are judged on."""
+"""What weights were made of: noted in their file, and compared with what they are judged on."""
 
 from __future__ import annotations
 
@@ -11,16 +11,32 @@ from common.datasets import Clip
 from common.errors import WeightsInvalid
 
 TRAINED_ON = "trained_on"
+LICENCES = {
+    "esc10": "CC BY 3.0",
+    "esc50": "CC BY-NC 3.0",
+    "us8k": "CC BY-NC 3.0",
+    "fsd50k": "CC BY 4.0; its clips CC0, CC BY, CC BY-NC or CC Sampling+",
+    "digits": "CC BY-SA 4.0",
+}
+"""Of the published data sets, as a whole. Those of one's own have none that we could know."""
 WHOLE = {"esc10": "esc50"}
 """Data sets that are a part of another one."""
 
 
 def training_notes(clips: Iterable[Clip]) -> dict[str, Any]:
-    """Return the notes for a weights file trained on ``clips``: the folds of each data set."""
+    """Return the notes for weights trained on ``clips``: each data set's folds, and its licence."""
     folds: dict[str, set[int]] = {}
     for clip in clips:
         folds.setdefault(clip.dataset, set()).add(clip.fold)
-    return {TRAINED_ON: {name: sorted(of) for name, of in sorted(folds.items())}}
+    return {
+        TRAINED_ON: {name: sorted(of) for name, of in sorted(folds.items())},
+        "licences": licences_of(folds),
+    }
+
+
+def licences_of(datasets: Iterable[str]) -> dict[str, str]:
+    """Return the licences of the published data sets among those named."""
+    return {name: LICENCES[name] for name in sorted(datasets) if name in LICENCES}
 
 
 def trained_on(weights: Path) -> dict[str, tuple[int, ...]]:

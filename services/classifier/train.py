@@ -32,7 +32,7 @@ from services.classifier.data import CROP_SEGMENTS, MAX_BATCH, Batch, BatchMaker
 from services.classifier.evaluation.predictions import clip_id, predict, predictions_of
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
-from services.classifier.provenance import TRAINED_ON, trained_on, training_notes
+from services.classifier.provenance import TRAINED_ON, licences_of, trained_on, training_notes
 from services.classifier.recipe import RECIPES, Recipe, read_plan
 from services.classifier.selection import (
     choose,
@@ -194,7 +194,8 @@ def train(
     if len(validation) >= MIN_TO_CALIBRATE:
         made.config = _calibrated(made, bank, validation, device)
     weights = out / WEIGHTS_FILE
-    _write_weights(made, weights, _notes(clips, start_from))
+    notes = _notes(clips, start_from) | {"recipe": asdict(recipe), "seed": seed}
+    _write_weights(made, weights, notes)
     return Trained(made, made.config, result.steps, result.seconds, weights, figures)
 
 
@@ -219,6 +220,7 @@ def _notes(clips: Sequence[Clip], start_from: Path | None) -> dict[str, Any]:
     before = {} if start_from is None else trained_on(start_from)
     for name, folds in before.items():
         notes[TRAINED_ON][name] = sorted({*folds, *notes[TRAINED_ON].get(name, ())})
+    notes["licences"] = licences_of(notes[TRAINED_ON])
     return notes
 
 

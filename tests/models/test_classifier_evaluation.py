@@ -184,7 +184,10 @@ def test_known_labels_by_hand() -> None:
 def test_what_was_trained_on_is_noted_in_the_weights(tmp_path: Path) -> None:
     clips = [made_up("us8k", 2, "dog"), made_up("us8k", 1, "dog"), made_up("esc10", 4, "dog")]
     notes = training_notes(clips)
-    assert notes == {"trained_on": {"esc10": [4], "us8k": [1, 2]}}
+    assert notes == {
+        "trained_on": {"esc10": [4], "us8k": [1, 2]},
+        "licences": {"esc10": "CC BY 3.0", "us8k": "CC BY-NC 3.0"},
+    }
     path = tmp_path / "w.safetensors"
     tensors = {"a": torch.zeros(2)}
     checkpoint.save(path, {"x": 1}, tensors, notes)

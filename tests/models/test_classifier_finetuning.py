@@ -183,6 +183,8 @@ def test_finetuning_learns_ones_own_labels(
     assert config.labels == ("buzz", "dog", "whistle")
     assert (config.network, config.event_threshold) == (NETWORK, 0.35)
     assert set(made.notes["trained_on"]) == {"esc10", "folders"}
+    assert made.notes["licences"] == {"esc10": "CC BY 3.0"}
+    assert made.notes["recipe"]["steps"] == 60
     content = weights.read_bytes()
     tune()  # it had ended: nothing is trained again
     assert weights.read_bytes() == content
