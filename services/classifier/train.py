@@ -323,6 +323,7 @@ def main(
     ] = False,
     start_from: Annotated[Path | None, typer.Option(help="weights to start from")] = None,
     minutes: Annotated[float | None, typer.Option(help="instead of the recipe's length")] = None,
+    steps: Annotated[int | None, typer.Option(help="instead of the recipe's length")] = None,
     seed: Annotated[int | None, typer.Option(help="instead of the recipe's")] = None,
     skip_corrupt: Annotated[bool, typer.Option(help="leave out clips without sound")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "auto",
@@ -333,8 +334,10 @@ def main(
     with plain_errors():
         plan = read_plan(config)
         recipe = plan.recipe
-        if minutes is not None:
-            recipe = replace(recipe, epochs=None, steps=None, minutes=minutes)
+        if minutes is not None and steps is not None:
+            raise typer.BadParameter("a length is --minutes or --steps, not both")
+        if minutes is not None or steps is not None:
+            recipe = replace(recipe, epochs=None, steps=steps, minutes=minutes)
         if layout:
             loaded = load_layout(data, layout)
             chosen = choose(loaded, folds_in(train_folds), folds_in(validation_folds))
