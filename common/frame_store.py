@@ -10,10 +10,15 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
+import re
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,7 +34,26 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a ZIP can hold: no clock in 
 _COMPRESS_LEVEL = 4
 _CACHED_BLOCKS = 4
 _MAX_META_BYTES = 1 << 20
-_READ_ERRORS = (KeyError, OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+_MAX_BLOCK_BYTES = 16 << 20  # unpacked; those of today's files have 2 MiB at most
+_MAX_DIRECTORY_BYTES = 16 << 20  # two weeks of mask
+_MAX_HEADER_BYTES = 1 << 14
+_MAX_WHY_LENGTH = 200  # what a damaged file says of itself may be long
+_PIECE_BYTES = 1 << 16
+_DTYPE = re.compile(r"[<>|][biuf][1248]")
+_READ_ERRORS = (  # that zipfile, zlib, json and numpy raise at files made to confuse them
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @contextmanager
@@ -134,39 +158,60 @@ class FrameWriter:
             )
 
 
+class _BoundedFile(io.FileIO):
+    """A file of which no more than ``most_bytes`` come at once, whatever a damaged ZIP asks for."""
+
+    def __init__(self, path: Path, most_bytes: int) -> None:
+        super().__init__(path)
+        self._most_bytes = most_bytes
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return bytes. Raises BadZipFile when too many are asked for."""
+        wanted = self._most_bytes if size is None or size < 0 else size
+        if wanted > self._most_bytes:
+            raise zipfile.BadZipFile(f"a table of contents of {wanted} bytes")
+        return super().read(wanted) or b""
+
+
+@contextmanager
+def _read_errors(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _READ_ERRORS as error:
+        text = f"{what} cannot be read: {str(error)[:_MAX_WHY_LENGTH]}"
+        raise ArtifactInvalid(text) from error
+
+
 class FrameReader:
     """Reads slices along time of a file by ``FrameWriter``, a few blocks in memory.
 
-    A context manager.
+    A context manager. The file is not trusted: nothing is unpacked or made room for before its
+    size is known to be that of a block, so that a damaged one costs no more than a sound one.
     """
 
-    def __init__(self, path: Path, kind: str) -> None:
+    def __init__(
+        self, path: Path, kind: str, max_directory_bytes: int = _MAX_DIRECTORY_BYTES
+    ) -> None:
         """Open the file and read its meta member.
+
+        Args:
+            max_directory_bytes: of the ZIP's table of contents, some 60 for each block.
 
         Raises:
             ArtifactInvalid: here and in ``frames``: damaged, missing, or of another kind.
         """
         self.path = path
         self._cache: dict[int, Array] = {}
+        with _read_errors(path.name):
+            self._file = _BoundedFile(path, max_directory_bytes)
         try:
-            self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise ArtifactInvalid(f"{path.name} cannot be opened: {error}") from error
-        try:
-            self.meta: dict[str, Any] = self._read_meta()
-            if self.meta["kind"] != kind:
-                raise ArtifactInvalid(f"{path.name} is a {self.meta['kind']!r}, not a {kind!r}")
-            self.n_frames = int(self.meta["n_frames"])
-            self.leading = tuple(int(n) for n in self.meta["leading"])
-            self.dtype = np.dtype(str(self.meta["dtype"]))
-            self._block_frames = int(self.meta["block_frames"])
-            if self.n_frames < 0 or self._block_frames < 1:
-                raise ArtifactInvalid(f"{path.name} has an impossible layout")
-        except (KeyError, TypeError, ValueError) as error:
-            self._zip.close()
-            raise ArtifactInvalid(f"{path.name} has no valid meta member: {error}") from error
+            with _read_errors(path.name):
+                self._zip = zipfile.ZipFile(self._file)
+            self.meta = self._read_meta()
+            with _read_errors(f"the meta member of {path.name}"):
+                self._read_layout(kind)
         except ArtifactInvalid:
-            self._zip.close()
+            self._file.close()
             raise
 
     def frames(self, start: int, stop: int) -> Array:
@@ -174,7 +219,7 @@ class FrameReader:
         out = np.zeros((*self.leading, max(0, stop - start)), self.dtype)
         first, last = max(0, start), min(stop, self.n_frames)
         while first < last:
-            index, offset = divmod(first, self._block_frames)
+            index, offset = divmod(first, self.block_frames)
             block = self._block(index)[..., offset : offset + last - first]
             out[..., first - start : first - start + block.shape[-1]] = block
             first += block.shape[-1]
@@ -182,6 +227,7 @@ class FrameReader:
 
     def close(self) -> None:
         self._zip.close()
+        self._file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -190,36 +236,74 @@ class FrameReader:
         self.close()
 
     def _read_meta(self) -> dict[str, Any]:
-        try:
-            size = self._zip.getinfo("meta.npy").file_size
-        except KeyError as error:
-            raise ArtifactInvalid(f"{self.path.name} has no meta member") from error
-        if size > _MAX_META_BYTES:
-            raise ArtifactInvalid(f"{self.path.name} has a meta member of {size} bytes")
-        try:
-            meta = json.loads(self._read("meta").tobytes())
-        except ValueError as error:
-            raise ArtifactInvalid(f"{self.path.name} has no valid meta member: {error}") from error
+        if "meta.npy" not in self._zip.NameToInfo:
+            raise ArtifactInvalid(f"{self.path.name} has no meta member")
+        with _read_errors(f"the meta member of {self.path.name}"):
+            meta = json.loads(self._read("meta", _MAX_META_BYTES).tobytes())
         if not isinstance(meta, dict):
             raise ArtifactInvalid(f"{self.path.name} has no valid meta member")
         return meta
 
+    def _read_layout(self, kind: str) -> None:
+        name = self.path.name
+        if self.meta["kind"] != kind:
+            raise ArtifactInvalid(f"{name} is a {str(self.meta['kind'])[:80]!r}, not a {kind!r}")
+        self.n_frames = _whole(self.meta["n_frames"])
+        self.leading = tuple(map(_whole, self.meta["leading"]))
+        self.dtype = _dtype(self.meta["dtype"])
+        self.block_frames = _whole(self.meta["block_frames"])
+        frame_bytes = math.prod(self.leading) * self.dtype.itemsize
+        if not 0 < frame_bytes * self.block_frames <= _MAX_BLOCK_BYTES:
+            raise ArtifactInvalid(f"{name} has an impossible layout")
+        members, blocks = len(self._zip.infolist()), -(-self.n_frames // self.block_frames)
+        if members != 1 + blocks:
+            raise ArtifactInvalid(f"{name} has {members} members, not meta and {blocks} blocks")
+
     def _block(self, index: int) -> Array:
         if index not in self._cache:
-            block = self._read(f"frames_{index:06d}")
-            length = min(self._block_frames, self.n_frames - index * self._block_frames)
-            if block.shape != (*self.leading, length) or block.dtype != self.dtype:
+            length = min(self.block_frames, self.n_frames - index * self.block_frames)
+            shape = (*self.leading, length)
+            block = self._read(f"frames_{index:06d}", math.prod(shape) * self.dtype.itemsize)
+            if block.shape != shape or block.dtype != self.dtype:
                 raise ArtifactInvalid(f"block {index} of {self.path.name} has the wrong shape")
             if len(self._cache) >= _CACHED_BLOCKS:
                 del self._cache[next(iter(self._cache))]
             self._cache[index] = block
         return self._cache[index]
 
-    def _read(self, member: str) -> Array:
-        try:
-            with self._zip.open(f"{member}.npy") as stream:
-                array: Array = np.lib.format.read_array(stream, allow_pickle=False)
-        except _READ_ERRORS as error:
-            text = f"{member} of {self.path.name} cannot be read: {error}"
-            raise ArtifactInvalid(text) from error
-        return array
+    def _read(self, member: str, max_bytes: int) -> Array:
+        """Return an array of at most ``max_bytes``, not to be written to."""
+        name = f"{member} of {self.path.name}"
+        with _read_errors(name):
+            entry = self._zip.getinfo(f"{member}.npy")
+            if entry.file_size > max_bytes + _MAX_HEADER_BYTES:
+                raise ArtifactInvalid(f"{name} is said to have {entry.file_size} bytes")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ArtifactInvalid(f"{name} is packed in a way that is not known here")
+            with self._zip.open(entry) as stream:
+                content = b"".join(iter(partial(stream.read, _PIECE_BYTES), b""))
+            return _array(content)
+
+
+def _array(content: bytes) -> Array:
+    """Return the array of a ``.npy`` file of version 1.0. Raises one of ``_READ_ERRORS``."""
+    stream = io.BytesIO(content)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("another version of .npy")
+    shape, in_columns, dtype = np.lib.format.read_array_header_1_0(stream)
+    size_bytes = math.prod(shape) * dtype.itemsize
+    if in_columns or dtype.hasobject or size_bytes != len(content) - stream.tell():
+        raise ValueError("the header does not fit what follows it")
+    return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape)
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{str(value)[:80]!r} is no number of things")
+    return value
+
+
+def _dtype(value: object) -> np.dtype[Any]:
+    if not isinstance(value, str) or not _DTYPE.fullmatch(value):
+        raise ValueError(f"{str(value)[:80]!r} is no type of numbers")
+    return np.dtype(value)

@@ -78,17 +78,20 @@ def _asked_for(text: str) -> tuple[str, ...]:
     if text in LABELS:
         return (text,)
     meant = understand(text)
+    words = plain(text)
     removes = meant.intent is Intent.REMOVE
     puzzling = (*meant.others, *meant.unknown, *(guess.label for guess in meant.unsure))
     why = None
     if meant.abstained:
         why = WHY[meant.abstained]
-    elif meant.intent is Intent.KEEP or (not removes and ONLY.intersection(plain(text).tokens)):
+    elif meant.intent is Intent.KEEP or (not removes and ONLY.intersection(words.tokens)):
         why = WHY[Abstained.NEGATED]
     elif meant.intent is Intent.FIND:
         why = "The text asks to find a sound, not to remove it."
     elif puzzling:
         why = f"Not understood: {', '.join(puzzling)}."
+    elif words.foreign:
+        why = WHY[Abstained.SCRIPT]
     if why is not None:
         raise ValueError(f"{text[:SHOWN_CHARACTERS]!r}: {why} Known: {', '.join(LABELS)}")
     return meant.labels

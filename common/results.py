@@ -58,7 +58,7 @@ def parse_events(document: bytes | str) -> Events:
             ),
             tags=tuple(Tag(str(tag["label"]), float(tag["confidence"])) for tag in raw["tags"]),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ArithmeticError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise ArtifactInvalid("not a document of events") from error
 
 

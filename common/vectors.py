@@ -7,6 +7,7 @@ how vectors come about and how they are compared. NumPy only.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,8 +23,14 @@ Float32Array = npt.NDArray[np.float32]
 SEGMENTS_PER_VECTOR = 5
 """A vector is the mean over so many segments of the classifier: 0.4 s where these last 80 ms."""
 
+MAX_WIDTH = 4096
+"""Numbers in a vector that is read; those of today's networks have 1024 at most."""
+MIN_VECTOR_S, MAX_VECTOR_S = 0.02, 60.0
+
 _KIND = "soundmill-vectors-1"
 _BLOCK_VECTORS = 1024
+_MAX_DIRECTORY_BYTES = 1 << 20  # 75 days, where a vector lasts 0.4 s
+_MAX_REST_BYTES = 2 << 20  # of a file: meta, headers, table of contents
 _LIMIT = float(np.finfo(np.float16).max)
 
 
@@ -85,6 +92,11 @@ class VectorWriter:
         self._writer.append(np.clip(vectors, -_LIMIT, _LIMIT).astype("<f2"))
 
 
+def most_bytes(duration_s: float) -> int:
+    """Return how large a file of so many seconds can be, whatever the weights."""
+    return math.ceil(duration_s / MIN_VECTOR_S) * 2 * MAX_WIDTH + _MAX_REST_BYTES
+
+
 class VectorReader:
     """Reads the vectors of any part of a recording. A context manager.
 
@@ -101,22 +113,16 @@ class VectorReader:
             ArtifactInvalid: here and when reading, if the file is damaged, holds no vectors, or
                 those of other weights, which do not compare.
         """
-        self._reader = FrameReader(path, _KIND)
+        self._reader = FrameReader(path, _KIND, _MAX_DIRECTORY_BYTES)
+        self.path = path
         try:
-            if len(self._reader.leading) != 1 or self._reader.dtype != np.dtype("<f2"):
-                raise ArtifactInvalid(f"{path.name} holds no vectors along time")
-            self.digest = str(self._reader.meta.get("digest"))
-            self.vector_s = float(self._reader.meta.get("vector_s", 0.0))
-            if not 0.0 < self.vector_s < float("inf"):
-                raise ArtifactInvalid(f"{path.name} does not tell how long a vector lasts")
+            self._check_layout()
+            self.digest, self.vector_s = self._read_grid()
             if digest is not None and digest != self.digest:
                 raise ArtifactInvalid(
                     f"{path.name} has the vectors of weights {self.digest[:12]}, "
                     f"which do not compare with those of {digest[:12]}"
                 )
-        except (TypeError, ValueError) as error:
-            self.close()
-            raise ArtifactInvalid(f"{path.name} holds no vectors: {error}") from error
         except ArtifactInvalid:
             self.close()
             raise
@@ -124,10 +130,13 @@ class VectorReader:
         self.width = self._reader.leading[0]
 
     def vectors(self, start: int = 0, stop: int | None = None) -> Float32Array:
-        """Return vectors ``start`` to ``stop`` (exclusive; None: the last), (D, n)."""
+        """Return vectors ``start`` to ``stop`` (exclusive; None: the last), (D, n), all finite."""
         first, last = max(0, start), self.n_vectors
         last = last if stop is None else min(stop, last)
-        return self._reader.frames(first, max(first, last)).astype(np.float32)
+        found = self._reader.frames(first, max(first, last)).astype(np.float32)
+        if not np.isfinite(found).all():
+            raise ArtifactInvalid(f"{self.path.name} holds what is no number")
+        return found
 
     def between(self, start_s: float, stop_s: float) -> Float32Array:
         """Return the vectors of a stretch of time, (D, n): those of ``span``."""
@@ -155,3 +164,18 @@ class VectorReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _check_layout(self) -> None:
+        leading, dtype = self._reader.leading, self._reader.dtype
+        if len(leading) != 1 or leading[0] > MAX_WIDTH or dtype != np.dtype("<f2"):
+            raise ArtifactInvalid(f"{self.path.name} holds no vectors along time")
+        if self._reader.block_frames > _BLOCK_VECTORS:
+            raise ArtifactInvalid(f"{self.path.name} has larger blocks than vectors come in")
+
+    def _read_grid(self) -> tuple[str, float]:
+        digest, vector_s = (self._reader.meta.get(name) for name in ("digest", "vector_s"))
+        if not isinstance(digest, str):
+            raise ArtifactInvalid(f"{self.path.name} does not tell whose vectors it has")
+        if not isinstance(vector_s, int | float) or not MIN_VECTOR_S <= vector_s <= MAX_VECTOR_S:
+            raise ArtifactInvalid(f"{self.path.name} does not tell how long a vector lasts")
+        return digest, float(vector_s)

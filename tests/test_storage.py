@@ -93,6 +93,16 @@ def test_put_file_and_fetch(store: ObjectStore, tmp_path: Path) -> None:
     assert local is None or local.read_bytes() == source.read_bytes()
 
 
+def test_what_is_too_large_is_not_fetched(store: ObjectStore, tmp_path: Path) -> None:
+    key, target = "artifacts/x/vectors.npz", tmp_path / "target"
+    store.put_stream(key, io.BytesIO(bytes(2 * MIB + 1)), "application/zip")
+    with pytest.raises(ObjectTooLarge):
+        store.fetch(key, target, 2 * MIB)
+    assert list(tmp_path.glob("target*")) == []
+    store.fetch(key, target, 2 * MIB + 1)
+    assert target.stat().st_size == 2 * MIB + 1
+
+
 @pytest.mark.parametrize(
     ("start", "length"),
     [

@@ -97,3 +97,8 @@ def given(**options: Any) -> dict[str, Any]:
 
 def nothing(_content: Any) -> None:
     """Read an answer that holds nothing."""
+
+
+def sendable(text: str) -> str:
+    """Return a text as UTF-8 can send it: arguments of a command may hold half surrogate pairs."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

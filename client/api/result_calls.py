@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from client.api.call import Call, Download, Export, Stream, given
+from client.api.call import Call, Download, Export, Stream, given, sendable
 from client.api.records import Found, Similar, Understood
 
 
@@ -35,13 +35,13 @@ def search(job_id: str, text: str, *, cursor: str | None = None) -> Call[Found]:
 
     A page may hold few hits, or none, and still have a cursor for what follows.
     """
-    params = {"text": text, **given(cursor=cursor)}
+    params = {"text": sendable(text), **given(cursor=cursor)}
     return Call("GET", f"/v1/jobs/{job_id}/search", Found.model_validate, params)
 
 
 def text(text: str) -> Call[Understood]:
     """Return how a text is understood: which labels it names, and what it was not taken for."""
-    return Call("GET", "/v1/text", Understood.model_validate, {"text": text})
+    return Call("GET", "/v1/text", Understood.model_validate, {"text": sendable(text)})
 
 
 def similar(

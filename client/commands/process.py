@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from client.api.call import sendable
 from client.commands.options import (
     DEFAULT_HOME,
     HomeOption,
@@ -76,7 +77,7 @@ def read_params(path: Path | None, remove: list[str] | None) -> dict[str, Any]:
     except ValueError as error:
         raise ClientError(f"{path} is not JSON: {error}.") from error
     if remove:
-        params.setdefault("restore", {})["remove"] = remove
+        params.setdefault("restore", {})["remove"] = [sendable(text) for text in remove]
     return params
 
 

@@ -100,11 +100,11 @@ class ObjectStore(Protocol):
         A stretch past the end is cut to what is there. Raises NotFound on entering.
         """
 
-    def fetch(self, key: str, path: Path) -> None:
+    def fetch(self, key: str, path: Path, max_bytes: int | None = None) -> None:
         """Write an object to ``path``, which is either whole afterwards or not there.
 
         The file may share its bytes with the store: it must only be read. Raises NotFound,
-        DiskFull.
+        DiskFull, and ObjectTooLarge when there are more than ``max_bytes``.
         """
 
     def local_path(self, key: str) -> Path | None:
@@ -187,8 +187,7 @@ class Hashing:
             self._sha256.update(part)
             self.size_bytes += len(part)
             missing -= len(part)
-            if self._max_bytes is not None and self.size_bytes > self._max_bytes:
-                raise ObjectTooLarge(f"more than {self._max_bytes} bytes")
+            check_size(self.size_bytes, self._max_bytes)
             parts.append(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -222,6 +221,12 @@ class Exactly:
                 raise
             self._missing -= len(block)
             yield block
+
+
+def check_size(size_bytes: int, max_bytes: int | None) -> None:
+    """Raise ObjectTooLarge when there are more than ``max_bytes``."""
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise ObjectTooLarge(f"more than {max_bytes} bytes")
 
 
 def check_key(key: str) -> str:

@@ -20,6 +20,7 @@ from common.storage.base import (
     Readable,
     StoredObject,
     check_key,
+    check_size,
     os_errors,
 )
 from common.storage.files import ABSENT, copy, found, rename, write_all
@@ -84,10 +85,11 @@ class DirectoryStore(PartFolders):
             yield _blocks(file, key, length)
 
     @measured("fetch")
-    def fetch(self, key: str, path: Path) -> None:
+    def fetch(self, key: str, path: Path, max_bytes: int | None = None) -> None:
         source = self._path(key)
         with found(f"fetching {key}"):
             path.unlink(missing_ok=True)
+            check_size(source.stat().st_size, max_bytes)
             try:
                 os.link(source, path)
             except ABSENT:

@@ -28,6 +28,7 @@ from common.storage.base import (
     StoredPart,
     StoredParts,
     check_key,
+    check_size,
     os_errors,
 )
 from common.storage.measure import measured, measured_list, measured_stream
@@ -126,12 +127,15 @@ class S3Store:
             response.release_conn()
 
     @measured("fetch")
-    def fetch(self, key: str, path: Path) -> None:
+    def fetch(self, key: str, path: Path, max_bytes: int | None = None) -> None:
         partial = path.with_name(f"{path.name}.partial")
+        size_bytes = 0
         try:
             with self.open(key) as blocks, os_errors(f"fetching {key}"):
                 with partial.open("wb") as file:
                     for block in blocks:
+                        size_bytes += len(block)
+                        check_size(size_bytes, max_bytes)
                         file.write(block)
                 partial.replace(path)
         finally:

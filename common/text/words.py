@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 SPACES = frozenset({"Zs", "Zl", "Zp", "Cc"})
 UNSEEN = frozenset({"Mn", "Me", "Cf"})
-FOREIGN = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "So", "Sk"})
+FOREIGN = frozenset({"Lu", "Ll", "Lt", "Lm", "Lo", "So", "Sk", "Cs", "Co", "Cn"})
 TOKEN = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|[.,;:!?/&+()|]")
 CONDITIONER = re.compile(r"\ba/c\b")
 POSSESSIVE = re.compile(r"['’]s?$")
@@ -22,7 +22,7 @@ MIN_STEM_LENGTH = 3
 class Plain:
     """A text in small Latin letters: its tokens are words, or one mark of punctuation each.
 
-    ``foreign``: it holds letters of another script, or pictures.
+    ``foreign``: it holds letters of another script, pictures, or what is no character at all.
     """
 
     tokens: tuple[str, ...]

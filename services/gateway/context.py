@@ -24,13 +24,13 @@ from services.gateway.measured import Measured
 from services.gateway.observe import HttpMetrics, bind_ids
 from services.gateway.problems import MEDIA_TYPE as PROBLEM_TYPE
 from services.gateway.schemas import ProblemOut
+from services.gateway.searches import Searches
 
 if TYPE_CHECKING:
     from services.gateway.follow import Streams
 
 PRESIGNED_FOR_S = 900
 CALL_THREADS = 4  # that wait for somebody else's server
-SEARCH_THREADS = 2  # that compare sounds; further searches wait for their turn
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Surroundings:
     checker: Checker
     receiver: Receiver = field(default_factory=Receiver)
     calls: CapacityLimiter = field(default_factory=partial(CapacityLimiter, CALL_THREADS))
-    searches: CapacityLimiter = field(default_factory=partial(CapacityLimiter, SEARCH_THREADS))
+    searches: Searches = field(default_factory=Searches)
     exports: Room = field(default_factory=Room)
     measured: Measured = field(default_factory=Measured)
 

@@ -23,6 +23,7 @@ from common.tables import Artifact, Job, Recording, StageRun
 
 PAGE = 500
 FETCH_AHEAD = 8  # objects at once
+MAX_EVENTS_BYTES = 64 << 20  # of one recording
 FIRST = -1  # the position after which a job begins
 
 Item = TypeVar("Item")
@@ -112,21 +113,32 @@ def heard(export: Export, *, after: int = FIRST) -> Iterator[Heard]:
 
 
 def heard_in(
-    readers: sessionmaker[Session], store: ObjectStore, recording_ids: Sequence[str]
+    readers: sessionmaker[Session],
+    store: ObjectStore,
+    recording_ids: Sequence[str],
+    tell: Callable[[str, str], None],
 ) -> dict[str, Events]:
     """Return the events of some recordings by their ids; of one without events, nothing.
 
+    Args:
+        tell: Called with the key of stored events that cannot be read, and why: they are left out.
+
     Raises:
-        ArtifactInvalid, StoreUnavailable: see ``heard``.
+        StoreUnavailable: stored events cannot be fetched.
     """
     with readers() as session:
         query = select(Recording).where(Recording.id.in_(recording_ids))
         kept = list(_kept_events(session, session.scalars(query).all()))
-    found = {
-        one.recording.id: _fetch_events(store, one.object_key) if one.object_key else one.found
-        for one in kept
-    }
-    return {recording_id: events for recording_id, events in found.items() if events is not None}
+    found: dict[str, Events] = {}
+    for one in kept:
+        try:
+            events = _fetch_events(store, one.object_key) if one.object_key else one.found
+        except ArtifactInvalid as error:
+            tell(one.object_key or "", str(error))
+            continue
+        if events is not None:
+            found[one.recording.id] = events
+    return found
 
 
 def ahead(
@@ -181,7 +193,11 @@ def stored_blocks(store: ObjectStore, key: str) -> Iterator[bytes]:
 
 
 def _fetch_events(store: ObjectStore, key: str) -> Events:
-    document = b"".join(stored_blocks(store, key))
+    document = b""
+    for block in stored_blocks(store, key):
+        document += block
+        if len(document) > MAX_EVENTS_BYTES:
+            raise ArtifactInvalid(f"{key} is longer than any list of events")
     try:
         return parse_events(document)
     except ArtifactInvalid as error:

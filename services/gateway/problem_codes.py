@@ -69,6 +69,9 @@ CODES: dict[str, Code] = {
     "too_many_downloads": Code(
         HTTPStatus.TOO_MANY_REQUESTS, "So many tables and archives are being sent already."
     ),
+    "too_many_searches": Code(
+        HTTPStatus.TOO_MANY_REQUESTS, "So many searches by example are at work or wait already."
+    ),
     "conflict": Code(CONFLICT, "What is asked does not fit the state of the job."),
     "deadline_passed": Code(CONFLICT, "The job's deadline has passed."),
     "custom_id_taken": Code(CONFLICT, "Another recording of the job has this custom_id."),
@@ -206,6 +209,7 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
         "cursor_invalid",
         "region_invalid",
         "vectors_missing",
+        "too_many_searches",
         "disk_full",
         *LOADS,
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -17,23 +17,26 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.domain import TERMINAL_STATES, ArtifactKind, RunState, Stage
-from common.errors import ArtifactInvalid, NotFound
+from common.errors import ArtifactInvalid, NotFound, ObjectTooLarge
 from common.results import Events
 from common.scratch import scratch_folder
 from common.storage import ObjectStore
 from common.tables import Artifact, Job, Recording, StageRun
-from common.vectors import VectorReader
+from common.vectors import VectorReader, most_bytes
 from services.gateway import cursors
 from services.gateway.access import Caller
 from services.gateway.alike import Match, Pattern, matches, pattern_of
 from services.gateway.exports import FIRST, Export, ahead, heard_in, walk
 from services.gateway.problems import Problem, invalid
+from services.gateway.searches import DamageLog
 from services.gateway.similar_schemas import Alike, SimilarPage
 
 SCAN = 1_000  # recordings and jobs that one request looks at
 SCAN_VECTORS = 2_000_000  # the same in vectors: about nine days of audio
 PAGE = 100  # jobs or recordings that are read from the database at once
 MAX_EXAMPLE_S = 60.0
+UNKNOWN_DURATION_S = 24 * 3600.0
+SPARE_S = 60.0  # by which vectors may go beyond what the database has as the duration
 PLACE = re.compile(r"([0-9a-f]{32}):(-1|\d{1,9})")
 
 
@@ -46,6 +49,7 @@ class Archive:
     store: ObjectStore
     scratch: Path
     job_id: str | None
+    damage: DamageLog
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,24 @@ class _Query:
 
 
 @dataclass(frozen=True)
+class _Stored:
+    """Where the vectors of a recording are, and of which size, as the database has it."""
+
+    key: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class _Step:
     """A recording on the way through an archive, or the beginning of a job, which has none.
 
-    ``object_key``: of the recording's vectors, None where it has none.
+    ``vectors``: None where the recording has none.
     """
 
     job_id: str
     position: int = FIRST
     recording: Recording | None = None
-    object_key: str | None = None
+    vectors: _Stored | None = None
 
 
 @dataclass(frozen=True)
@@ -118,8 +130,17 @@ class _Tally:
         return [hit for *_, hit in sorted(self._heap, key=lambda entry: entry[:2], reverse=True)]
 
 
-def find_similar(archive: Archive, example: Example, cursor: str | None, limit: int) -> SimilarPage:
+def find_similar(
+    archive: Archive,
+    example: Example,
+    cursor: str | None,
+    limit: int,
+    check: Callable[[], None] = lambda: None,
+) -> SimilarPage:
     """Return the stretches most alike among the next recordings of an archive.
+
+    Args:
+        check: Called between recordings; what it raises ends the search.
 
     Raises:
         NotFound: no such recording or job of the caller.
@@ -131,10 +152,10 @@ def find_similar(archive: Archive, example: Example, cursor: str | None, limit: 
     with scratch_folder(archive.scratch) as scratch:
         query = _query(archive, example, scratch / "example.npz")
         tally = _Tally(limit)
-        next_cursor = _search(archive, query, cursor, tally, scratch)
+        next_cursor = _search(archive, query, cursor, tally, scratch, check)
     hits = tally.best()
     recording_ids = sorted({hit.recording.id for hit in hits})
-    heard = heard_in(archive.readers, archive.store, recording_ids)
+    heard = heard_in(archive.readers, archive.store, recording_ids, archive.damage.tell)
     return SimilarPage(
         hits=[_alike(hit, query.vector_s, heard.get(hit.recording.id)) for hit in hits],
         looked_at=tally.looked_at,
@@ -152,14 +173,12 @@ def _query(archive: Archive, example: Example, path: Path) -> _Query:
         )
     with archive.readers() as session:
         recording = archive.caller.recording(session, example.recording_id)
-        key = _vector_keys(session, [recording]).get(recording.id)
-        if key is None:
+        stored = _stored_vectors(session, [recording]).get(recording.id)
+        if stored is None:
             raise _vectors_missing(session, recording)
-    try:
-        archive.store.fetch(key, path)
-    except NotFound as error:
-        raise ArtifactInvalid(f"{key} is missing in the store") from error
+    _fetch(archive.store, recording, stored, path)
     with VectorReader(path) as reader:
+        _check_length(recording, reader)
         duration_s = reader.n_vectors * reader.vector_s
         if recording.duration_s is not None:
             duration_s = min(duration_s, recording.duration_s)
@@ -189,57 +208,93 @@ def _vectors_missing(session: Session, recording: Recording) -> Problem:
 
 
 def _search(
-    archive: Archive, query: _Query, cursor: str | None, tally: _Tally, scratch: Path
+    archive: Archive,
+    query: _Query,
+    cursor: str | None,
+    tally: _Tally,
+    scratch: Path,
+    check: Callable[[], None],
 ) -> str | None:
-    """Look at the next recordings of an archive; return the cursor of those after, if any."""
+    """Look at the next recordings of an archive; return the cursor of those after, if any.
 
-    def fetch(step: _Step) -> Path | None:
-        path = scratch / f"{step.job_id}-{step.position}.npz"
+    One whose vectors are damaged is counted and told of, and the search goes on.
+    """
+
+    def path_of(step: _Step) -> Path:
+        return scratch / f"{step.job_id}-{step.position}.npz"
+
+    def fetch(step: _Step) -> ArtifactInvalid | None:
         try:
-            archive.store.fetch(step.object_key or "", path)
-        except NotFound:
-            return None
-        return path
+            if step.recording is not None and step.vectors is not None:
+                _fetch(archive.store, step.recording, step.vectors, path_of(step))
+        except ArtifactInvalid as error:
+            return error
+        return None
 
     place = _place(cursor)
     steps = _steps(archive, place)
     last: _Step | None = None
-    for number, (step, path) in enumerate(ahead(steps, fetch, lambda step: bool(step.object_key))):
+    fetched = ahead(steps, fetch, lambda step: step.vectors is not None)
+    for number, (step, fault) in enumerate(fetched):
+        check()
         if last is not None and (number >= SCAN or tally.vectors >= SCAN_VECTORS):
             return cursors.encode(f"{last.job_id}:{last.position}")
         last = step
         if step.recording is None:
             continue
-        if step.object_key is None:
+        if step.vectors is None:
             tally.without_vectors += 1
             continue
+        path = path_of(step)
         try:
+            if fault is not None:
+                raise fault
             _compare(step.recording, path, query, tally)
+        except ArtifactInvalid as error:
+            tally.unreadable += 1
+            archive.damage.tell(step.vectors.key, str(error))
         finally:
-            if path is not None:
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     return None
 
 
-def _compare(recording: Recording, path: Path | None, query: _Query, tally: _Tally) -> None:
-    """Add what is alike in one recording. What cannot be compared is counted."""
-    if path is None:
-        tally.unreadable += 1
-        return
+def _fetch(store: ObjectStore, recording: Recording, stored: _Stored, path: Path) -> None:
+    """Fetch the vectors of a recording. Raises ArtifactInvalid: gone, or of an impossible size."""
+    if stored.size_bytes > most_bytes(_duration_s(recording)):
+        raise ArtifactInvalid(f"{stored.key} has {stored.size_bytes} bytes, more than can be")
     try:
-        with VectorReader(path) as reader:
-            grid = (reader.digest, reader.width, reader.vector_s)
-            if grid != (query.digest, len(query.pattern.vector), query.vector_s):
-                tally.other_weights += 1
-                return
-            own = query.span if recording.id == query.recording_id else None
-            for match in matches(reader, query.pattern, own):
-                if not tally.add(_Hit(recording, match)):
-                    break  # those that follow are less alike
-            tally.vectors += reader.n_vectors
-    except ArtifactInvalid:
-        tally.unreadable += 1
-        return
+        store.fetch(stored.key, path, stored.size_bytes)
+    except NotFound as error:
+        raise ArtifactInvalid(f"{stored.key} is missing in the store") from error
+    except ObjectTooLarge as error:
+        raise ArtifactInvalid(f"{stored.key} is larger than what was stored") from error
+
+
+def _check_length(recording: Recording, reader: VectorReader) -> None:
+    """Raise ArtifactInvalid where a file has more vectors than its recording has room for."""
+    if reader.n_vectors * reader.vector_s > _duration_s(recording):
+        raise ArtifactInvalid(f"{reader.n_vectors} vectors are more than the recording can have")
+
+
+def _duration_s(recording: Recording) -> float:
+    """Return how long vectors may go on in a recording, in seconds."""
+    known_s = UNKNOWN_DURATION_S if recording.duration_s is None else recording.duration_s
+    return known_s + SPARE_S
+
+
+def _compare(recording: Recording, path: Path, query: _Query, tally: _Tally) -> None:
+    """Add what is alike in one recording. Raises ArtifactInvalid."""
+    with VectorReader(path) as reader:
+        grid = (reader.digest, reader.width, reader.vector_s)
+        if grid != (query.digest, len(query.pattern.vector), query.vector_s):
+            tally.other_weights += 1
+            return
+        _check_length(recording, reader)
+        own = query.span if recording.id == query.recording_id else None
+        for match in matches(reader, query.pattern, own):
+            if not tally.add(_Hit(recording, match)):
+                break  # those that follow are less alike
+        tally.vectors += reader.n_vectors
     tally.looked_at += 1
 
 
@@ -278,21 +333,23 @@ def _job_ids(archive: Archive, after: _Step | None) -> Iterator[str]:
 
 def _steps_of_job(archive: Archive, job_id: str, after: int) -> Iterator[_Step]:
     def read(session: Session, recordings: Sequence[Recording]) -> Iterator[_Step]:
-        keys = _vector_keys(session, recordings)
+        stored = _stored_vectors(session, recordings)
         for recording in recordings:
-            yield _Step(job_id, recording.position, recording, keys.get(recording.id))
+            yield _Step(job_id, recording.position, recording, stored.get(recording.id))
 
     export = Export(archive.readers, archive.store, job_id)
     yield from walk(export, read, after=after, size=PAGE)
 
 
-def _vector_keys(session: Session, recordings: Sequence[Recording]) -> dict[str, str]:
-    """Return the object keys of vectors by the ids of recordings that have them."""
-    query = select(Artifact.recording_id, Artifact.object_key).where(
+def _stored_vectors(session: Session, recordings: Sequence[Recording]) -> dict[str, _Stored]:
+    """Return where vectors are by the ids of recordings that have them."""
+    query = select(Artifact.recording_id, Artifact.object_key, Artifact.size_bytes).where(
         Artifact.recording_id.in_([recording.id for recording in recordings]),
         Artifact.kind == ArtifactKind.VECTORS.value,
     )
-    return {row.recording_id: row.object_key for row in session.execute(query)}
+    return {
+        row.recording_id: _Stored(row.object_key, row.size_bytes) for row in session.execute(query)
+    }
 
 
 def _place(cursor: str | None) -> _Step | None:

@@ -30,7 +30,7 @@ class SimilarPage(BaseModel):
     that follow, which may be better or worse. ``looked_at`` counts recordings whose vectors were
     compared, ``without_vectors`` those that have none (their job did not ask for them, or they are
     not classified yet), ``other_weights`` those with vectors of other weights, which do not
-    compare, ``unreadable`` those whose vectors are damaged or gone.
+    compare, ``unreadable`` those whose vectors are damaged or gone: they are left out.
     """
 
     hits: list[Alike]

@@ -9,11 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from client.api import AsyncGateway
+from client.api import AsyncGateway, result_calls
 from client.api.asynchronous import Method
 from client.api.records import Job
+from client.commands.process import read_params
 from client.errors import Problem
 from common.domain import ArtifactKind, JobState, Priority, RunState, Stage
 from tests.gateway.conftest import STACKS, Gateway
@@ -178,3 +180,12 @@ def test_every_call(gateway: Gateway, tmp_path: Path) -> None:
         await client.delete_webhook(made.id)
 
     asyncio.run(talk())
+
+
+def test_a_text_that_no_utf_8_can_hold_is_sent_as_far_as_it_can_be() -> None:
+    """A shell gives what is no UTF-8 as halves of surrogate pairs."""
+    text, sent = "\udced\udca0 dog \ud83d\udc15", "\ufffd\ufffd dog \U0001f415"
+    for call in (result_calls.search("job", text), result_calls.text(text)):
+        assert httpx.QueryParams(call.params)["text"] == sent
+        assert str(httpx.QueryParams(call.params))
+    assert read_params(None, [text, "dog"])["restore"]["remove"] == [sent, "dog"]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.errors import ArtifactInvalid
 from common.masks import MaskWriter
-from common.vectors import VectorReader, VectorWriter
+from common.vectors import VectorReader, VectorWriter, most_bytes
+from tests.damaged_vectors import DAMAGES, N_VECTORS, sound
 
 DIGEST = "a" * 64
 
@@ -69,3 +73,43 @@ def test_an_error_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), VectorWriter(tmp_path / "v.npz", DIGEST, 1, 0.08):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_files_are_refused_at_no_cost(tmp_path: Path, name: str) -> None:
+    path = sound(tmp_path / "v.npz", DIGEST)
+    DAMAGES[name](path)
+    size_bytes = path.stat().st_size
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArtifactInvalid) as refused, VectorReader(path) as reader:
+            reader.vectors()
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 20 << 20, f"{peak_bytes} bytes for a file of {size_bytes}"
+    assert len(str(refused.value)) < 500
+    assert str(tmp_path) not in str(refused.value)
+
+
+@given(st.data())
+def test_any_damage_is_refused_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("damaged") / "v.npz"
+    segments = np.arange(30.0)[None]
+    raw = bytearray(written(path, segments, []).read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    try:
+        with VectorReader(path) as reader:
+            assert np.isfinite(reader.vectors()).all()
+    except ArtifactInvalid:
+        pass
+
+
+def test_a_sound_file_is_no_larger_than_can_be(tmp_path: Path) -> None:
+    path = sound(tmp_path / "v.npz", DIGEST)
+    assert path.stat().st_size < most_bytes(N_VECTORS * 0.4) < 1 << 30
+    assert most_bytes(0.0) > 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -16,6 +18,25 @@ from tests.gateway.filled import fill, heard
 EMBEDDED = pytest.mark.parametrize(
     ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
 )
+
+
+@dataclass(frozen=True)
+class Sent:
+    """The answer to a request that no client library had a hand in."""
+
+    status: int
+    document: dict[str, Any]
+
+
+def sent(gateway: Gateway, path: str) -> Sent:
+    """Send a GET for exactly this path and query."""
+    connection = HTTPConnection(gateway.url.removeprefix("http://"), timeout=30)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return Sent(answer.status, json.loads(answer.read()))
+    finally:
+        connection.close()
 
 
 def pages(gateway: Gateway, job_id: str, **params: Any) -> list[dict[str, Any]]:
@@ -131,3 +152,69 @@ def test_what_to_remove_in_words(gateway: Gateway) -> None:
     recording_id = gateway.client.post(path, params=params, content=b"RIFF").json()["id"]
     runs = gateway.get(f"/v1/recordings/{recording_id}")["runs"]
     assert runs[-1]["parameters"] == {"remove": ["rain"]}
+
+
+@EMBEDDED
+@pytest.mark.parametrize(
+    ("raw", "status", "said"),
+    [
+        ("%3F%21...%2C", 200, "unknown"),  # punctuation alone
+        ("%1B%5B31m%07%00", 200, "unknown"),  # what a terminal would obey
+        ("%ED%A0%80", 200, "script"),  # half a surrogate pair is no UTF-8
+        ("%ED%A0%80%20dog", 200, None),
+        ("%FF%FE", 200, "script"),
+        ("%E2%80%AE", 422, "text_empty"),  # turns the direction, and shows nothing
+        ("%00", 422, "text_empty"),
+        ("", 422, "text_empty"),
+        ("%D8%B7%D8%A8%D9%84", 200, "script"),
+        ("x" * 501, 422, "request_invalid"),
+        ("dog%20" * 200_000, 422, "request_invalid"),  # more than a megabyte
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_texts_that_attack(gateway: Gateway, raw: str, status: int, said: str | None) -> None:
+    job_id = gateway.new_job()
+    for path in (f"/v1/text?text={raw}", f"/v1/jobs/{job_id}/search?text={raw}"):
+        found = sent(gateway, path)
+        if status == 422:
+            assert (found.status, found.document["code"]) == (422, said)
+        elif path.startswith("/v1/text"):
+            assert (found.status, found.document["abstained"]) == (200, said)
+        elif said is not None:
+            assert (found.status, found.document["code"]) == (422, "text_not_understood")
+            assert found.document["reason"] == said
+        if said != "request_invalid" and said is not None:
+            assert found.document["known"] == list(LABELS)
+    assert gateway.client.get("/health").status_code == 200
+
+
+@EMBEDDED
+@pytest.mark.parametrize(
+    "wish",
+    [
+        '"\\ud800"',  # half a surrogate pair, as JSON can write it
+        '"the dog and \\udfff"',
+        '"\\u0000"',
+        '"\\u001b[31mzorb"',
+        '"?!"',
+        '"собака"',
+        f'"{"dog " * 250_000}"',
+        f'["{"x" * 1_000_000}"]',
+        "[[[]]]",
+        '["dog", null]',
+    ],
+    ids=lambda value: value[:20],
+)
+def test_wishes_that_attack(gateway: Gateway, wish: str) -> None:
+    body = f'{{"params": {{"restore": {{"remove": {wish}}}}}}}'.encode()
+    answer = gateway.client.post(
+        "/v1/jobs", content=body, headers={"Content-Type": "application/json"}
+    )
+    if answer.status_code == 413:
+        problem(answer, 413, "too_large")
+    elif answer.status_code != 201:  # what cannot be seen takes nothing from what can
+        problem(answer, 422, "request_invalid")
+        assert len(answer.content) < 10_000
+    else:
+        assert answer.json()["params"]["restore"]["remove"] == ["dog"]
+    assert gateway.client.get("/health").status_code == 200

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from common.domain import ArtifactKind, Scope, Stage
-from common.tables import Artifact, Job, StageRun
+from common.tables import Artifact, Job, Recording, StageRun
 from common.vectors import VectorReader, VectorWriter
-from services.gateway import alike, similar
+from services.gateway import alike, exports, similar
 from services.gateway.alike import matches, pattern_of, similarities
+from tests.damaged_vectors import DAMAGES, N_VECTORS, sound
 from tests.gateway.conftest import STACKS, Gateway, problem
 from tests.gateway.filled import fill, heard
 
@@ -72,6 +73,12 @@ def ask(gateway: Gateway, recording_id: str, **params: Any) -> dict[str, Any]:
     path = f"/v1/recordings/{recording_id}/similar"
     page: dict[str, Any] = gateway.get(path, params={"onset_s": 0.0, "offset_s": 0.8, **params})
     return page
+
+
+def told_of(gateway: Gateway) -> list[str]:
+    """Return the keys of what was logged as damaged."""
+    event = "stored result left out of a search"
+    return [entry["key"] for entry in gateway.log if entry["event"] == event]
 
 
 def place(hit: dict[str, Any]) -> tuple[str, int, float]:
@@ -164,6 +171,96 @@ def test_what_sounds_alike_comes_first(gateway: Gateway, tmp_path: Path) -> None
     assert min(own) >= 0.8
     assert len(ask(gateway, example, limit=2)["hits"]) == 2
     assert mute not in {hit["recording_id"] for hit in page["hits"]}
+
+
+@EMBEDDED
+def test_damaged_vectors_cost_only_themselves(gateway: Gateway, tmp_path: Path) -> None:
+    example, *damaged, whole, good = filled(
+        gateway, tmp_path, [A, A, B], *[None for _ in DAMAGES], None, [C, A, A]
+    )
+    with gateway.sessions.begin() as session:
+        session.execute(update(Recording).values(duration_s=N_VECTORS * VECTOR_S))
+    keys = []
+    for recording_id, damage in zip(damaged, DAMAGES.values(), strict=True):
+        path = sound(tmp_path / f"{recording_id}.npz", DIGEST)
+        damage(path)
+        keys.append(give(gateway, path, recording_id))
+    give(gateway, sound(tmp_path / "whole.npz", DIGEST), whole)
+    for _ in range(2):
+        page = ask(gateway, example)
+        assert page["unreadable"] == len(DAMAGES)
+        assert page["looked_at"] == 3
+        assert page["other_weights"] == page["without_vectors"] == 0
+        assert {hit["recording_id"] for hit in page["hits"]} == {example, whole, good}
+        assert page["hits"][0]["recording_id"] == good
+        assert sorted(told_of(gateway)) == sorted(keys)  # each once, in however many searches
+    assert list(gateway.settings.scratch_dir.glob("*/*")) == []
+
+
+@STACKS
+def test_vectors_that_are_not_what_was_stored(gateway: Gateway, tmp_path: Path) -> None:
+    example, longer, swapped, boasted = filled(gateway, tmp_path, [A, A, B], None, [A, A], [A, A])
+    long = sound(tmp_path / "long.npz", DIGEST)  # ten minutes, of a recording of ten seconds
+    keys = [give(gateway, long, longer)]
+    keys.append(f"artifacts/{swapped}/vectors.npz")
+    gateway.store.put_file(keys[-1], long, "application/zip")
+    keys.append(f"artifacts/{boasted}/vectors.npz")
+    with gateway.sessions.begin() as session:
+        session.execute(
+            update(Artifact).where(Artifact.object_key == keys[-1]).values(size_bytes=1 << 40)
+        )
+    page = ask(gateway, example)
+    assert (page["looked_at"], page["unreadable"]) == (1, 3)
+    assert sorted(told_of(gateway)) == sorted(keys)
+
+
+@EMBEDDED
+@pytest.mark.parametrize("name", ["no number", "frames without end", "cut", "vectors too wide"])
+def test_an_example_whose_vectors_are_damaged(gateway: Gateway, tmp_path: Path, name: str) -> None:
+    example, _ = filled(gateway, tmp_path, None, [A, A])
+    path = sound(tmp_path / "example.npz", DIGEST)
+    DAMAGES[name](path)
+    give(gateway, path, example)
+    with gateway.sessions.begin() as session:
+        session.execute(update(Recording).values(duration_s=N_VECTORS * VECTOR_S))
+    region = {"onset_s": 270.0, "offset_s": 290.0}
+    answer = gateway.client.get(f"/v1/recordings/{example}/similar", params=region)
+    assert len(problem(answer, 500, "artifact_invalid")["detail"]) < 500
+
+
+@STACKS
+@pytest.mark.parametrize(
+    "document", [b"cake", b"[" * 100_000, b'{"version": 1, "duration_s": 1e400}', b" " * 2_000]
+)
+def test_damaged_events_cost_only_the_label(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: bytes
+) -> None:
+    monkeypatch.setattr(exports, "MAX_EVENTS_BYTES", 1_000 if document[:1] == b" " else 1 << 20)
+    example, near = filled(gateway, tmp_path, [A, A, B], [C, A, A])
+    key = f"artifacts/{near}/events.json"
+    (tmp_path / "events.json").write_bytes(document)
+    gateway.store.put_file(key, tmp_path / "events.json", "application/json")
+    with gateway.sessions.begin() as session:
+        run = session.scalars(
+            select(StageRun).where(
+                StageRun.recording_id == near, StageRun.stage == Stage.CLASSIFY.value
+            )
+        ).one()
+        run.result = {"events": 99}
+        session.add(
+            Artifact(
+                stage_run_id=run.id,
+                recording_id=near,
+                kind=ArtifactKind.EVENTS.value,
+                object_key=key,
+                media_type="application/json",
+                size_bytes=len(document),
+                sha256="0" * 64,
+            )
+        )
+    page = ask(gateway, example)
+    assert (page["hits"][0]["recording_id"], page["hits"][0]["label"]) == (near, None)
+    assert told_of(gateway) == [key]
 
 
 @STACKS

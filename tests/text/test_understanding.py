@@ -79,6 +79,17 @@ def test_texts(text: str, labels: list[str], left: list[str]) -> None:
         ("le chien aboie", Abstained.UNKNOWN),
         ("leaf blower", Abstained.UNKNOWN),
         ("42", Abstained.UNKNOWN),
+        ("?!...,;:", Abstained.UNKNOWN),
+        ("\u2026\u3002\u201c\u201d", Abstained.UNKNOWN),  # punctuation of other scripts
+        ("\x1b[31m\x07\x00", Abstained.UNKNOWN),
+        ("\ud800", Abstained.SCRIPT),  # half a surrogate pair
+        ("\ud800x\udfff" * 600, Abstained.SCRIPT),
+        ("\ue000\uffff", Abstained.SCRIPT),  # of private use, and no character
+        ("\u202e\u2066", Abstained.EMPTY),  # turns the direction, and shows nothing
+        ("\u0301" * 100, Abstained.EMPTY),
+        ("z\u0335" * 1_000, Abstained.UNKNOWN),
+        ("x" * 1_000_000, Abstained.TOO_LONG),
+        ("\ud800" * 1_000_000, Abstained.TOO_LONG),
     ],
 )
 def test_why_nothing_is_taken(text: str, reason: Abstained) -> None:

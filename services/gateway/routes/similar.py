@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
-from anyio import to_thread
-from fastapi import Query
+from anyio import from_thread
+from fastapi import Query, Request
 
 from services.gateway.access import Reader
 from services.gateway.context import Around, Cursor, new_router
@@ -26,6 +26,7 @@ class Within(StrEnum):
 
 @router.get("/recordings/{recording_id}/similar")
 async def find_similar(
+    request: Request,
     around: Around,
     caller: Reader,
     recording_id: str,
@@ -54,8 +55,9 @@ async def find_similar(
             around.store,
             around.settings.scratch_dir,
             own if within is Within.JOB else None,
+            around.searches.damage,
         )
         example = similar.Example(recording_id, onset_s, offset_s)
-        return similar.find_similar(archive, example, cursor, limit)
+        return similar.find_similar(archive, example, cursor, limit, from_thread.check_cancelled)
 
-    return await to_thread.run_sync(find, limiter=around.searches)
+    return await around.searches.run(request, caller.owner, find)

@@ -1,0 +1,194 @@
+"""Searches by example take turns: what many at once are told, and whose place becomes free."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from anyio import from_thread
+
+from common.domain import Scope
+from services.gateway import searches, similar
+from services.gateway.similar_schemas import SimilarPage
+from tests.gateway.conftest import Gateway, problem
+from tests.gateway.test_similar import A, B, filled
+
+pytestmark = pytest.mark.parametrize(
+    ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
+)
+PATIENCE_S = 30.0
+REGION = "onset_s=0.0&offset_s=0.8"
+EMPTY = SimilarPage(
+    hits=[], looked_at=0, without_vectors=0, other_weights=0, unreadable=0, next_cursor=None
+)
+
+
+class Held:
+    """Stands in for the work of a search: it begins, and ends when it is let go."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Semaphore(0)
+        self.go = threading.Event()
+        self.most = self._now = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, *_: Any) -> SimilarPage:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        self.begun.release()
+        assert self.go.wait(PATIENCE_S)
+        with self._lock:
+            self._now -= 1
+        return EMPTY
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    """No search ends before the test lets it."""
+    work = Held()
+    monkeypatch.setattr(similar, "find_similar", work)
+    yield work
+    work.go.set()
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that is about to be so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline, "it never was so"
+        time.sleep(0.01)
+
+
+def path_to(gateway: Gateway) -> str:
+    """Return what to ask for to search: any recording will do."""
+    return f"/v1/recordings/{gateway.upload(gateway.new_job())}/similar?{REGION}"
+
+
+@contextmanager
+def asked(gateway: Gateway, path: str) -> Iterator[None]:
+    """A client that has asked and goes away, at the end of the block, before it was answered."""
+    host, port = httpx.URL(gateway.url).host, httpx.URL(gateway.url).port
+    with socket.create_connection((host, port or 0)) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        yield
+
+
+def left(gateway: Gateway) -> bool:
+    """Return whether the gateway has seen that somebody went away, and is done with that."""
+    return any(entry.get("status") == 499 for entry in gateway.log if entry["event"] == "request")
+
+
+def test_more_than_may_wait_are_told_to_come_again(
+    gateway: Gateway, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searches, "MOST_AT_ONCE", 5)
+    path = path_to(gateway)
+    with ThreadPoolExecutor(12) as pool:
+        try:
+            asking = [pool.submit(gateway.client.get, path) for _ in range(12)]
+            answers = as_completed(asking, timeout=PATIENCE_S)
+            refused = [next(answers).result() for _ in range(7)]
+        finally:
+            held.go.set()
+        served = [answer.result() for answer in answers]
+    for answer in refused:
+        assert "8 searches" in problem(answer, 429, "too_many_searches")["detail"]
+        assert int(answer.headers["retry-after"]) > 0
+    assert [answer.status_code for answer in served] == [200] * 5
+    assert held.most <= searches.AT_WORK
+    assert gateway.client.get(path).status_code == 200
+
+
+def test_one_key_leaves_room_for_others(
+    gateway_with_keys: Gateway, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = gateway_with_keys
+    monkeypatch.setattr(searches, "MOST_PER_OWNER", 1)
+    mine, theirs = (gateway.new_key([Scope.SUBMIT, Scope.READ]) for _ in range(2))
+    paths = []
+    for key in (mine, theirs):
+        gateway.client.headers.update(key)
+        paths.append(path_to(gateway))
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            first = pool.submit(gateway.client.get, paths[0], headers=mine)
+            assert held.begun.acquire(timeout=PATIENCE_S)
+            answer = gateway.client.get(paths[0], headers=mine)
+            problem(answer, 429, "too_many_searches")
+            other = pool.submit(gateway.client.get, paths[1], headers=theirs)
+            assert held.begun.acquire(timeout=PATIENCE_S)
+        finally:
+            held.go.set()
+    assert (first.result().status_code, other.result().status_code) == (200, 200)
+
+
+def test_who_goes_away_while_waiting_leaves_the_place(
+    gateway: Gateway, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searches, "MOST_AT_ONCE", 3)
+    path = path_to(gateway)
+
+    def waits() -> bool:
+        """Return whether there was a place for one more, who then went away."""
+        try:
+            problem(gateway.client.get(path, timeout=0.5), 429, "too_many_searches")
+        except httpx.ReadTimeout:
+            return True
+        return False
+
+    with ThreadPoolExecutor(2) as pool:
+        try:
+            for _ in range(2):
+                pool.submit(gateway.client.get, path)
+                assert held.begun.acquire(timeout=PATIENCE_S)
+            with asked(gateway, path):
+                until(lambda: not waits())
+            until(waits)
+        finally:
+            held.go.set()
+    until(lambda: gateway.client.get(path).status_code == 200)
+
+
+def test_who_goes_away_ends_the_work(
+    gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example, *_ = filled(gateway, tmp_path, [A, A, B], [A, A], [A, A], [A, A])
+    path = f"/v1/recordings/{example}/similar?{REGION}"
+    whole = gateway.get(path)
+    begun, looked_at = threading.Event(), []
+    real = similar.matches
+
+    def matches(*args: Any) -> Any:
+        """Hold the first recording until the client has gone, which ends nothing by itself."""
+        looked_at.append(1)
+        begun.set()
+        until(gone)
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(similar, "matches", matches)
+        with asked(gateway, path):
+            assert begun.wait(PATIENCE_S)
+        until(lambda: left(gateway))
+    assert len(looked_at) == 1
+    assert list(gateway.settings.scratch_dir.glob("*/*")) == []
+    assert gateway.get(path) == whole
+
+
+def gone() -> bool:
+    """Return whether the client of the search that runs in this thread has gone."""
+    try:
+        from_thread.check_cancelled()
+    except asyncio.CancelledError:
+        return True
+    return False
