@@ -86,7 +86,8 @@ def main(
         ),
     ] = "",
     picture: Annotated[
-        Path | None, _of_weights(help="where confusion and reliability go as PNG")
+        Path | None,
+        _of_weights(help="where confusion and reliability go as PNG; else beside the report"),
     ] = None,
     skip_unknown: Annotated[
         bool, _of_weights(help="leave out labels the weights do not know")
@@ -135,6 +136,8 @@ def main(
             machine = Machine(cache, device, threads, jobs)
             made = _run(benchmark, data, recipe, then, _peers(peers), machine)
         else:
+            if picture is None and json_path is not None:
+                picture = json_path.with_suffix(".png")
             asked = Asked(skip_unknown, skip_corrupt, threshold, narrow, scenes, speed, picture)
             made = _judge(load(device, weights), weights, data, layout, chosen, cache, asked)
     if json_path is not None:
@@ -208,8 +211,7 @@ def _judge(
     )
     if asked.picture is not None:
         title = f"{config.architecture} on {layout or 'the held-out split'}"
-        among = sorted({k for numbers in classes.values() for k in numbers})
-        draw(asked.picture, title, heard, by_method[config.architecture], among)
+        draw(asked.picture, title, by_method[config.architecture])
     if asked.scenes:
         made["scenes"] = _judge_scenes(loaded, bank, clips, asked.scenes)
     if asked.speed:

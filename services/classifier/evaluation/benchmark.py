@@ -19,7 +19,7 @@ from common.datasets import Clip, ClipBank, labels_of, load_clips, load_layout, 
 from common.datasets.splits import FOLDERS
 from services.classifier.config import Config
 from services.classifier.evaluation.peers import PEER_NAMES, CepstralBank, Peer, peer_logits
-from services.classifier.evaluation.pictures import confusion, evaluation_picture
+from services.classifier.evaluation.pictures import evaluation_picture
 from services.classifier.evaluation.predictions import Predictions, pooled, predictions_of
 from services.classifier.evaluation.protocols import (
     RANDOM_SPLIT,
@@ -37,7 +37,7 @@ from services.classifier.evaluation.reports import (
     write_text,
 )
 from services.classifier.evaluation.results import Result, Summary, calibrated, judged, scales
-from services.classifier.evaluation.scoring import calibration_of, closed_choice
+from services.classifier.evaluation.scoring import calibration_of, closed_choice, confusion_of
 from services.classifier.evaluation.trials import (
     PREDICTIONS_FILE,
     Machine,
@@ -231,8 +231,7 @@ def _draw(path: Path, result: Result, predictions: ByTrial, among: Sequence[int]
         path,
         f"{summary.method}, {summary.protocol}: accuracy {percent(accuracy.median)} % "
         f"({len(summary.seeds)} seed{'s' if len(summary.seeds) > 1 else ''})",
-        [labels[k] for k in among],
-        confusion(true, choice, among),
+        confusion_of(true, choice, labels, among),
         calibration_of(sure[np.arange(len(sure)), choice], choice == true),
         {
             f"fold {fold}": [t.scores.accuracy for t in result.trials if t.fold == fold]
