@@ -18,7 +18,7 @@ import typer
 
 from common.datasets import Clip, ClipBank, labels_of, load_layout
 from common.soundscapes import soundscapes_of
-from services.classifier.config import DEFAULT_WEIGHTS
+from services.classifier.config import DEFAULT_WEIGHTS, Config
 from services.classifier.evaluation.benchmark import (
     Benchmark,
     clips_in_hand,
@@ -62,12 +62,21 @@ from services.classifier.infer import load
 from services.classifier.listening import LoadedClassifier
 from services.classifier.provenance import seen_in_training, trained_on
 from services.classifier.recipe import RECIPES, read_plan
-from services.classifier.selection import folds_in, plain_errors
+from services.classifier.selection import (
+    check_classes_left,
+    decoded,
+    folds_in,
+    plain_errors,
+    reasons_of,
+)
 
 SCENE_SEED = 2026
 
-_of_weights = partial(typer.Option, rich_help_panel="Judging a weights file")
-_of_protocol = partial(typer.Option, rich_help_panel="Training and testing by a protocol")
+WEIGHTS_PANEL = "Judging a weights file"
+PROTOCOL_PANEL = "Training and testing by a protocol"
+
+_of_weights = partial(typer.Option, rich_help_panel=WEIGHTS_PANEL)
+_of_protocol = partial(typer.Option, rich_help_panel=PROTOCOL_PANEL)
 
 
 def main(
@@ -77,6 +86,9 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a process")] = 1,
     cache: Annotated[Path, typer.Option(help="decoded clips")] = Path("runs/cache"),
+    skip_corrupt: Annotated[
+        bool, typer.Option(help="leave out clips that cannot be decoded")
+    ] = False,
     weights: Annotated[Path, _of_weights(help="weights file")] = DEFAULT_WEIGHTS,
     layout: Annotated[
         str,
@@ -91,9 +103,6 @@ def main(
     ] = None,
     skip_unknown: Annotated[
         bool, _of_weights(help="leave out labels the weights do not know")
-    ] = False,
-    skip_corrupt: Annotated[
-        bool, _of_weights(help="leave out clips that cannot be decoded")
     ] = False,
     threshold: Annotated[
         float, _of_weights(min=0.0, max=1.0, help="confidence that counts, of several labels")
@@ -125,8 +134,11 @@ def main(
     out: Annotated[Path, _of_protocol(help="where trainings and tables go")] = Path(
         "runs/protocols"
     ),
+    context: typer.Context = None,  # type: ignore[assignment]  # None: called from Python
 ) -> None:
     """Judge a weights file on a data set, or a network by a protocol. Prints tables."""
+    if context is not None:
+        _refuse_idle_options(context, bool(protocol))
     torch.set_num_threads(threads)
     with plain_errors():
         chosen = folds_in(folds)
@@ -134,7 +146,7 @@ def main(
             benchmark = Benchmark(_protocol(protocol, of, chosen), learning, range(seeds), out)
             recipe = (config or RECIPES / f"{architecture}.toml") if network else None
             machine = Machine(cache, device, threads, jobs)
-            made = _run(benchmark, data, recipe, then, _peers(peers), machine)
+            made = _run(benchmark, data, recipe, then, _peers(peers), machine, skip_corrupt)
         else:
             if picture is None and json_path is not None:
                 picture = json_path.with_suffix(".png")
@@ -142,6 +154,17 @@ def main(
             made = _judge(load(device, weights), weights, data, layout, chosen, cache, asked)
     if json_path is not None:
         write_json(json_path, made)
+
+
+def _refuse_idle_options(context: typer.Context, by_protocol: bool) -> None:
+    """End the command where an option was given that belongs to its other half."""
+    idle = WEIGHTS_PANEL if by_protocol else PROTOCOL_PANEL
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and getattr(option, "rich_help_panel", None) == idle:
+            where = "with" if by_protocol else "without"
+            raise typer.BadParameter(f"{option.opts[0]} means nothing {where} --protocol")
 
 
 @dataclass(frozen=True)
@@ -170,15 +193,11 @@ def _judge(
     data_set = load_layout(data, layout) if layout else held_out(data)
     fit = known_only(data_set, config.labels, asked.skip_unknown)
     chosen = in_folds(fit.clips, folds)
-    bank = ClipBank.open(
-        chosen, cache, config.sample_rate, skip_corrupt=asked.skip_corrupt, progress=True
-    )
+    bank = decoded(chosen, cache, config.sample_rate, asked.skip_corrupt)
     clips = bank.clips
     learnt_on = trained_on(weights)
     seen = seen_in_training(clips, learnt_on)
     _warn(clips, fit, seen, learnt_on)
-    for skipped in bank.skipped:
-        typer.echo(f"Skipped {skipped.clip.path}: {skipped.reason}", err=True)
     classes = classes_by_set(fit.clips, config.labels)
     heard = hear(loaded, bank, clips)
     by_method = {config.architecture: score_by_set(heard, clips, classes, asked.threshold)}
@@ -199,7 +218,7 @@ def _judge(
         "data": {"layout": layout or "held-out split", "folds": list(folds), "clips": len(clips)},
         "seen_in_training": len(seen),
         "left_out": fit.left_out,
-        "corrupt": [skipped.clip.path.name for skipped in bank.skipped],
+        "corrupt": reasons_of(bank),
         "scores": {name: asdict(scores) for name, scores in by_method.items()},
         "throughput": asdict(heard.throughput),
     }
@@ -283,11 +302,17 @@ def _run(
     then: Path,
     peers: Sequence[Peer],
     machine: Machine,
+    skip_corrupt: bool,
 ) -> dict[str, Any]:
     """Do what a protocol asks for, method by method, and return the report on all."""
-    clips = clips_in_hand(benchmark, data)
-    if recipe is not None:
-        plan = read_plan(recipe)
+    plan = None if recipe is None else read_plan(recipe)
+    found = clips_in_hand(benchmark, data)
+    rate_hz = Config.sample_rate if plan is None else plan.config.sample_rate
+    # before anything is trained, so that all corrupt clips are told at once
+    bank = decoded(found, machine.cache, rate_hz, skip_corrupt)
+    clips = bank.clips
+    check_classes_left(found, clips)
+    if recipe is not None and plan is not None:
         config = replace(plan.config, labels=labels_of(clips))
         after = read_plan(then).recipe
         made = network_predictions(
@@ -297,7 +322,7 @@ def _run(
     for peer in peers:
         made = peer_predictions(benchmark, peer, clips, machine.cache)
         keep(benchmark, PEER_NAMES[peer], peer, clips, made)
-    written = report(benchmark)
+    written = report(benchmark, reasons_of(bank))
     typer.echo(written.text)
     return written.raw
 

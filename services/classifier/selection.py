@@ -25,6 +25,7 @@ from common.datasets import (
 from common.datasets.leaks import drop_leaks, origin_of
 from common.errors import ClassMissing, FoldMissing, SoundmillError
 from common.labels import LABELS
+from services.classifier.evaluation.predictions import clip_id
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,33 @@ def choose_share(clips: Sequence[Clip], share: float, seed: int) -> Chosen:
 
 def open_bank(chosen: Chosen, cache: Path, rate_hz: int, skip_corrupt: bool) -> ClipBank:
     """Decode the clips; those that cannot be are named and, if ``skip_corrupt``, left out."""
-    clips = [*chosen.train, *chosen.validation]
+    return decoded([*chosen.train, *chosen.validation], cache, rate_hz, skip_corrupt)
+
+
+def decoded(clips: Sequence[Clip], cache: Path, rate_hz: int, skip_corrupt: bool) -> ClipBank:
+    """Return the bank of clips; what ``skip_corrupt`` leaves out is named and counted on stderr.
+
+    Raises:
+        ClipsCorrupt: clips cannot be decoded, and ``skip_corrupt`` is not set.
+    """
     bank = ClipBank.open(clips, cache, rate_hz, skip_corrupt=skip_corrupt, progress=True)
     for skipped in bank.skipped:
         typer.echo(f"left out: {skipped.clip.path}: {skipped.reason}", err=True)
     if bank.skipped:
         typer.echo(f"left out {len(bank.skipped)} of {len(clips)} clips", err=True)
     return bank
+
+
+def reasons_of(bank: ClipBank) -> dict[str, str]:
+    """Return why clips were left out, by their ids."""
+    return {clip_id(skipped.clip): skipped.reason for skipped in bank.skipped}
+
+
+def check_classes_left(before: Sequence[Clip], after: Sequence[Clip]) -> None:
+    """Raise ClassMissing where a class has lost its last clip."""
+    lost = sorted(set(labels_of(before)) - set(labels_of(after)))
+    if lost:
+        raise ClassMissing(f"no clip of the class {lost[0]} can be decoded", lost[0], None)
 
 
 def without_skipped(chosen: Chosen, bank: ClipBank) -> Chosen:
@@ -128,9 +149,7 @@ def without_skipped(chosen: Chosen, bank: ClipBank) -> Chosen:
     """
     gone = {skipped.clip.path for skipped in bank.skipped}
     train = tuple(clip for clip in chosen.train if clip.path not in gone)
-    lost = sorted(set(labels_of(chosen.train)) - set(labels_of(train)))
-    if lost:
-        raise ClassMissing(f"no clip of the class {lost[0]} can be decoded", lost[0], None)
+    check_classes_left(chosen.train, train)
     held_out = tuple(clip for clip in chosen.validation if clip.path not in gone)
     return Chosen(train, held_out, chosen.labels)
 

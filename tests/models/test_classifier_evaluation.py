@@ -139,7 +139,9 @@ def test_corrupt_clips_are_left_out_on_request(
         judge()
     assert "9.wav" in capsys.readouterr().err
     made = judge(skip_corrupt=True)
-    assert made["corrupt"] == ["9.wav"]
+    assert "left out 1 of 9 clips" in capsys.readouterr().err
+    assert list(made["corrupt"]) == ["folders/siren/9.wav"]
+    assert made["corrupt"]["folders/siren/9.wav"]
     assert made["data"]["clips"] == 8
 
 

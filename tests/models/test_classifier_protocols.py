@@ -14,6 +14,7 @@ import soundfile
 import torch
 import typer
 from tqdm import tqdm
+from typer.testing import CliRunner
 
 from common import checkpoint
 from common.datasets import Clip, check_no_leaks, load_layout, renamed
@@ -276,6 +277,52 @@ def test_the_other_data_sets_come_first_once_for_all_folds(
     assert notes["trained_on"]["esc10"] == [1, 3, 4, 5]
     assert notes["trained_on"]["us8k"] == [1, 2, 3]
     assert "| tiny" in (folder / "report.md").read_text()
+
+
+def test_corrupt_clips_end_a_protocol_or_are_left_out(
+    command: Callable[..., None], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [sorted(data.rglob(f"fold{k}/*.wav"))[0] for k in (1, 3)]
+    for path in broken:
+        path.write_bytes(b"no sound")
+    report = tmp_path / "report.json"
+    with pytest.raises(typer.Exit):
+        command(json_path=report)
+    told = capsys.readouterr().err
+    assert all(path.name in told for path in broken)
+    assert not (tmp_path / "runs").exists()
+    command(json_path=report, skip_corrupt=True, folds="1", network=False, peers="forest")
+    assert "left out 2 of 18 clips" in capsys.readouterr().err
+    raw = json.loads(report.read_text())
+    assert set(raw["corrupt"]) == {f"us8k/{p.parent.name}/{p.name}" for p in broken}
+    assert all(raw["corrupt"].values())
+    assert raw["methods"][0]["n"] == 2 * PER_FOLD - 1
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--layout", "us8k"], "--layout means nothing with --protocol"),
+        (["--threshold", "0.3"], "--threshold means nothing with --protocol"),
+        (["--picture", "p.png"], "--picture means nothing with --protocol"),
+        (["--speed"], "--speed means nothing with --protocol"),
+    ],
+)
+def test_options_that_mean_nothing_with_a_protocol(given: list[str], told: str) -> None:
+    app = typer.Typer()
+    app.command()(evaluate.main)
+    command = ["--data", "none", "--protocol", "us8k-lofo"]
+    run = CliRunner().invoke(app, [*command, *given])
+    assert run.exit_code == 2
+    assert told in " ".join(run.output.split())
+
+
+def test_options_that_mean_nothing_without_a_protocol() -> None:
+    app = typer.Typer()
+    app.command()(evaluate.main)
+    run = CliRunner().invoke(app, ["--data", "none", "--seeds", "3"])
+    assert run.exit_code == 2
+    assert "--seeds means nothing without --protocol" in " ".join(run.output.split())
 
 
 def test_another_recipe_in_the_same_folder_is_refused(

@@ -241,10 +241,14 @@ def _draw(path: Path, result: Result, predictions: ByTrial, among: Sequence[int]
     )
 
 
-def report(benchmark: Benchmark) -> Report:
+def report(benchmark: Benchmark, corrupt: Mapping[str, str]) -> Report:
     """Write and return the report on every method finished by this protocol so far.
 
     A random split is put beside the official one, where that has been run.
+
+    Args:
+        benchmark: what was asked for.
+        corrupt: the clips that were left out, by id, and why.
     """
     folder = benchmark.out / benchmark.name
     summaries = _summaries(folder)
@@ -252,6 +256,7 @@ def report(benchmark: Benchmark) -> Report:
     raw: dict[str, Any] = {
         "protocol": benchmark.name,
         "methods": [asdict(s) for s in summaries.values()],
+        "corrupt": dict(corrupt),
     }
     if benchmark.protocol.at_random:
         official_name = benchmark.name.removeprefix(f"{RANDOM_SPLIT}-of-")
