@@ -23,7 +23,7 @@ from common.datasets import (
     split_of,
 )
 from common.datasets.leaks import drop_leaks, origin_of
-from common.errors import ClassMissing, FoldMissing, SoundmillError
+from common.errors import ClassMissing, DatasetMissing, FoldMissing, SoundmillError
 from common.labels import LABELS
 from services.classifier.evaluation.predictions import clip_id
 
@@ -119,8 +119,11 @@ def decoded(clips: Sequence[Clip], cache: Path, rate_hz: int, skip_corrupt: bool
     """Return the bank of clips; what ``skip_corrupt`` leaves out is named and counted on stderr.
 
     Raises:
+        DatasetMissing: there are no clips.
         ClipsCorrupt: clips cannot be decoded, and ``skip_corrupt`` is not set.
     """
+    if not clips:
+        raise DatasetMissing("no clip is left")
     bank = ClipBank.open(clips, cache, rate_hz, skip_corrupt=skip_corrupt, progress=True)
     for skipped in bank.skipped:
         typer.echo(f"left out: {skipped.clip.path}: {skipped.reason}", err=True)
