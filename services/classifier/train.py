@@ -33,7 +33,7 @@ from services.classifier.evaluation.predictions import clip_id, predict, predict
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
 from services.classifier.provenance import TRAINED_ON, trained_on, training_notes
-from services.classifier.recipe import RECIPES, Recipe, read_plan
+from services.classifier.recipe import RECIPES, Recipe, RecipeInvalid, read_plan
 from services.classifier.selection import (
     choose,
     choose_merged,
@@ -158,11 +158,12 @@ def train(
 
     Raises:
         LeakFound: ``clips`` and ``validation`` share a recording.
-        DatasetInvalid: a clip has a label that the config has not.
+        DatasetInvalid: a clip has a label that the config has not, or several where it allows one.
+        RecipeInvalid: the recipe stops by clips that are held out, and none are.
         WeightsInvalid: ``start_from`` does not fit, or ``out`` holds another training.
         FloatingPointError: the training diverged.
     """
-    _check_labels([*clips, *validation], config)
+    check_fits(clips, validation, config, recipe)
     check_no_leaks(clips, validation)
     torch.set_num_threads(threads)
     device = device_named(device)
@@ -264,8 +265,30 @@ def fit_config_of(
     )
 
 
+def check_fits(
+    clips: Sequence[Clip], validation: Sequence[Clip], config: Config, recipe: Recipe
+) -> None:
+    """Do nothing if a recipe and a config can be followed on these clips; arguments as ``train``.
+
+    Raises:
+        DatasetInvalid: a clip has a label that the config has not, or several where it allows one.
+        RecipeInvalid: the recipe stops by clips that are held out, and none are.
+    """
+    _check_labels([*clips, *validation], config)
+    if recipe.patience is not None and not validation:
+        raise RecipeInvalid(
+            f"[training] patience = {recipe.patience} ends a training by clips that are held out, "
+            "and none are: hold some out, or leave patience out of the recipe"
+        )
+
+
 def _check_labels(clips: Sequence[Clip], config: Config) -> None:
     for clip in clips:
+        if len(clip.labels) > 1 and not config.multi_label:
+            raise DatasetInvalid(
+                f"{clip.path} is labelled {', '.join(clip.labels)}, but [model] "
+                "multi_label = false asks for exactly one label a clip"
+            )
         for label in clip.labels:
             if label not in config.labels:
                 raise DatasetInvalid(

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from common import checkpoint
 from common.datasets import Clip, check_no_leaks, load_layout, renamed
-from common.errors import ClassMissing, DatasetMissing, FoldMissing, LeakFound
+from common.errors import ClassMissing, DatasetInvalid, DatasetMissing, FoldMissing, LeakFound
 from services.classifier import evaluate, ship
 from services.classifier.config import Config, HybridSettings
 from services.classifier.evaluation import trials
@@ -39,7 +39,7 @@ from services.classifier.evaluation.trials import (
     Trial,
     TrialFailed,
 )
-from services.classifier.recipe import RECIPES, Recipe
+from services.classifier.recipe import RECIPES, Recipe, RecipeInvalid
 from tests.models.hums import hum, three_sets
 from tests.models.urban import PER_FOLD, urban_sound
 
@@ -377,6 +377,17 @@ def test_a_leak_ends_it_before_anything_is_trained(trial: Trial, tmp_path: Path)
     leak = replace(trial.train[0], source_id=trial.test[0].source_id)
     with pytest.raises(LeakFound, match="the same Freesound id 2"):
         trials.run_trials([replace(trial, train=(*trial.train, leak))], Machine(tmp_path / "cache"))
+    assert not trial.folder.exists()
+
+
+def test_what_does_not_fit_ends_it_before_a_folder_is_claimed(trial: Trial, tmp_path: Path) -> None:
+    patient = replace(trial, recipe=replace(trial.recipe, patience=2))
+    with pytest.raises(RecipeInvalid, match="patience = 2"):
+        trials.run_trials([patient], Machine(tmp_path / "cache"))
+    two = replace(trial.train[0], labels=("dog", "siren"))
+    softmax = replace(trial, train=(two,), config=replace(trial.config, multi_label=False))
+    with pytest.raises(DatasetInvalid, match="multi_label = false"):
+        trials.run_trials([softmax], Machine(tmp_path / "cache"))
     assert not trial.folder.exists()
 
 

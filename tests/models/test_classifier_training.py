@@ -312,3 +312,25 @@ def test_training_refuses_labels_and_leaks(
     with pytest.raises(LeakFound):
         train.train(clips, bank, config, QUICK, tmp_path / "out", seed=0, validation=clips[:1])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_softmax_takes_one_label_a_clip(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path
+) -> None:
+    clips, bank = small_set
+    two = replace(clips[0], labels=(clips[0].label, clips[-1].label))
+    config = replace(SMALL, labels=labels_of(clips), multi_label=False)
+    with pytest.raises(DatasetInvalid, match="multi_label = false") as refused:
+        train.train([*clips[1:], two], bank, config, QUICK, tmp_path / "out", seed=0)
+    assert str(two.path) in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_patience_needs_clips_that_are_held_out(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path
+) -> None:
+    clips, bank = small_set
+    config, patient = replace(SMALL, labels=labels_of(clips)), replace(QUICK, patience=3)
+    with pytest.raises(RecipeInvalid, match="patience = 3 ends a training by clips"):
+        train.train(clips, bank, config, patient, tmp_path / "out", seed=0)
+    assert not (tmp_path / "out").exists()

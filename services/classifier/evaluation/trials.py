@@ -28,7 +28,7 @@ from services.classifier.config import Config
 from services.classifier.evaluation.predictions import Predictions, clip_id, predict, predictions_of
 from services.classifier.infer import load
 from services.classifier.recipe import Recipe
-from services.classifier.train import WEIGHTS_FILE, train
+from services.classifier.train import WEIGHTS_FILE, check_fits, train
 
 TRIAL_FILE = "trial.json"
 PREDICTIONS_FILE = "predictions.npz"
@@ -105,9 +105,11 @@ def run_trials(trials: Sequence[Trial], machine: Machine) -> list[Predictions]:
     Raises:
         OtherTrial: a folder holds a trial of other settings, clips or seed.
         LeakFound: a recording is on both sides of a trial that is not ``leaky``.
+        DatasetInvalid, RecipeInvalid: clips or recipe do not fit, as ``check_fits`` says.
         TrialFailed: one did, in a process of its own.
     """
     for trial in trials:
+        check_fits(trial.train, (), trial.config, trial.recipe)
         if not trial.leaky:
             check_no_leaks(trial.train, trial.test)
         claim(trial.folder, trial.made_of)
