@@ -38,6 +38,7 @@ from services.classifier.selection import (
     plain_errors,
     reasons_of,
 )
+from services.classifier.train import device_named
 
 Optimizer = Literal["adam", "adamw", "rmsprop", "sgd"]
 
@@ -350,6 +351,7 @@ def main(
     if not 0.0 < epochs <= MAX_EPOCHS:
         raise typer.BadParameter(f"epochs must be above 0 and at most {MAX_EPOCHS}")
     with plain_errors():
+        device = device_named(device)
         plan = read_plan(config)
         n_mels, n_fft, rate_hz = folds_in(mels), folds_in(windows), plan.config.sample_rate
         check_levels(plan, n_mels, n_fft)

@@ -69,6 +69,7 @@ from services.classifier.selection import (
     plain_errors,
     reasons_of,
 )
+from services.classifier.train import device_named
 
 SCENE_SEED = 2026
 
@@ -141,6 +142,7 @@ def main(
         _refuse_idle_options(context, bool(protocol))
     torch.set_num_threads(threads)
     with plain_errors():
+        device = device_named(device)
         chosen = folds_in(folds)
         if protocol:
             benchmark = Benchmark(_protocol(protocol, of, chosen), learning, range(seeds), out)
@@ -152,8 +154,8 @@ def main(
                 picture = json_path.with_suffix(".png")
             asked = Asked(skip_unknown, skip_corrupt, threshold, narrow, scenes, speed, picture)
             made = _judge(load(device, weights), weights, data, layout, chosen, cache, asked)
-    if json_path is not None:
-        write_json(json_path, made)
+        if json_path is not None:
+            write_json(json_path, made)
 
 
 def _refuse_idle_options(context: typer.Context, by_protocol: bool) -> None:

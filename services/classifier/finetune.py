@@ -21,7 +21,7 @@ from common.datasets import LAYOUTS, Clip, ClipBank, load_layout, renamed
 from services.classifier.config import DEFAULT_WEIGHTS, Config
 from services.classifier.evaluation.predictions import predict
 from services.classifier.model import build
-from services.classifier.recipe import RECIPES, Recipe, read_plan
+from services.classifier.recipe import RECIPES, Recipe, lasting, read_plan
 from services.classifier.selection import (
     choose,
     choose_share,
@@ -117,9 +117,10 @@ def main(
 ) -> None:
     """Fine-tune trained weights on one's own labels and write OUT/classifier.safetensors."""
     with plain_errors():
+        device = device_named(device)
         recipe = read_plan(config).recipe
         if minutes is not None:
-            recipe = replace(recipe, epochs=None, steps=None, minutes=minutes)
+            recipe = lasting(recipe, minutes)
         seed = recipe.seed if seed is None else seed
         torch.set_num_threads(threads)
         clips = renamed(load_layout(data, layout))

@@ -167,9 +167,13 @@ def folds_in(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End a command with one sentence where the data, a recipe or weights are at fault."""
+    """End a command with one sentence where data, a recipe, weights or the disk are at fault."""
     try:
         yield
-    except (SoundmillError, FileNotFoundError, FloatingPointError) as error:
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or error}", err=True)
+        raise typer.Exit(1) from error
+    except (SoundmillError, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

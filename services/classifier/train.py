@@ -23,7 +23,7 @@ from torch import Tensor
 
 from common import checkpoint
 from common.datasets import LAYOUTS, Clip, ClipBank, check_no_leaks, load_layout
-from common.errors import DatasetInvalid
+from common.errors import DatasetInvalid, PermanentError
 from common.soundscapes import cast_of, soundscapes_of
 from common.training import FitConfig, Losses, Validation, computes_bf16, fit
 from services.classifier.calibration import SCENE_SEED, fit_clips, hear_scenes, with_segments_fitted
@@ -33,7 +33,7 @@ from services.classifier.evaluation.predictions import clip_id, predict, predict
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
 from services.classifier.provenance import TRAINED_ON, trained_on, training_notes
-from services.classifier.recipe import RECIPES, Recipe, RecipeInvalid, read_plan
+from services.classifier.recipe import RECIPES, Recipe, RecipeInvalid, lasting, read_plan
 from services.classifier.selection import (
     choose,
     choose_merged,
@@ -44,12 +44,19 @@ from services.classifier.selection import (
 )
 from services.classifier.transfer import begin_from, head_axes
 
+DEVICES = ("cpu", "cuda", "auto")
 WEIGHTS_FILE = "classifier.safetensors"
 MANY_STEPS = 100_000_000
 """Where minutes end the schedule."""
 MIN_TO_CALIBRATE = 40
 """Fewer held-out clips say too little about confidence; the calibration stays as it is."""
 VALIDATION_SCENES = 60
+
+
+class DeviceMissing(PermanentError):
+    """A device that was named is not there."""
+
+    code = "device_missing"
 
 
 @dataclass(frozen=True)
@@ -233,9 +240,17 @@ def _write_weights(model: Classifier, path: Path, notes: Mapping[str, Any]) -> N
 
 
 def device_named(device: str) -> str:
-    """Return "cpu" or "cuda"; "auto" is a GPU if there is one."""
+    """Return "cpu" or "cuda"; "auto" is a GPU if there is one.
+
+    Raises:
+        DeviceMissing: another name, or "cuda" where there is no GPU.
+    """
+    if device not in DEVICES:
+        raise DeviceMissing(f"there is no device {device!r}: {', '.join(DEVICES)}")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceMissing("there is no GPU that PyTorch can use; cpu and auto go without")
     return device
 
 
@@ -352,10 +367,11 @@ def main(
 ) -> None:
     """Train a classifier and write OUT/classifier.safetensors."""
     with plain_errors():
+        device = device_named(device)
         plan = read_plan(config)
         recipe = plan.recipe
         if minutes is not None:
-            recipe = replace(recipe, epochs=None, steps=None, minutes=minutes)
+            recipe = lasting(recipe, minutes)
         if layout:
             loaded = load_layout(data, layout)
             chosen = choose(loaded, folds_in(train_folds), folds_in(validation_folds))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from services.classifier.evaluation.pictures import (
     grid_picture,
     tags_picture,
 )
-from services.classifier.evaluation.predictions import Predictions, pooled
+from services.classifier.evaluation.predictions import Predictions, PredictionsInvalid, pooled
 from services.classifier.evaluation.results import Summary, judged, scales, spread
 from services.classifier.evaluation.scoring import (
     Counts,
@@ -165,8 +166,14 @@ def test_predictions_survive_their_file(tmp_path: Path) -> None:
     assert (read.labels, read.clips, read.multi_label) == (made.labels, made.clips, False)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["p.npz"]
     (tmp_path / "p.npz").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"p\.npz holds no predictions"):
+    with pytest.raises(PredictionsInvalid, match=r"p\.npz holds no predictions"):
         Predictions.load(tmp_path / "p.npz")
+    replace(made, labels=("a", "b")).save(tmp_path / "p.npz")
+    with pytest.raises(PredictionsInvalid, match="its parts do not fit each other"):
+        Predictions.load(tmp_path / "p.npz")
+    np.save(tmp_path / "alone.npy", np.zeros(3))
+    with pytest.raises(PredictionsInvalid, match="holds no predictions"):
+        Predictions.load(tmp_path / "alone.npy")
 
 
 def test_confidence_by_hand() -> None:
@@ -178,7 +185,7 @@ def test_confidence_by_hand() -> None:
     assert shifted == pytest.approx([0.5, 1 / (1 + math.exp(1))])
     one = Predictions(logits, present, ("a", "b"), False, ("x",), np.array([1]))
     assert one.confidence(Scale())[0].sum() == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="different labels"):
+    with pytest.raises(PredictionsInvalid, match="different labels"):
         pooled([several, one])
 
 

@@ -176,7 +176,10 @@ def folders_of(calls: Sequence[Any]) -> list[str]:
 
 
 def test_a_protocol_goes_on_where_it_was_cut_off(
-    command: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     trained: list[Path] = []
     real = trials.train
@@ -239,6 +242,15 @@ def test_a_protocol_goes_on_where_it_was_cut_off(
     assert shipped.temperature == pytest.approx(pooled_scale.temperature, abs=1e-4)
     assert shipped.shift == pytest.approx(pooled_scale.shift, abs=1e-4)
     assert shipped.segment_shift != before.config.segment_shift
+    written_weights, whole = weights.read_bytes(), first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(ship, "load_clips", lambda data: clips)
+    with pytest.raises(typer.Exit) as ended:
+        ship.main(weights, tmp_path / "data", [folder / "tiny"], tmp_path / "cache")
+    assert ended.value.exit_code == 1
+    assert f"{first} holds no predictions" in capsys.readouterr().err
+    assert weights.read_bytes() == written_weights
+    first.write_bytes(whole)
     with pytest.raises(DatasetMissing, match=r"\.wav was tested and is not there, nor 11 more"):
         ship.ship(weights, [folder / "tiny"], [], tmp_path / "cache")
     assert after.digest != before.digest

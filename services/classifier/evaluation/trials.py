@@ -226,14 +226,17 @@ def claim(folder: Path, made_of: dict[str, Any]) -> None:
     """Write down what a trial's folder is for, or compare it with what is written there.
 
     Raises:
-        OtherTrial: the folder is for something else.
+        OtherTrial: the folder is for something else, or does not say for what.
     """
     path = folder / TRIAL_FILE
     if not path.is_file():
         with written_beside(path) as beside:
             beside.write_text(json.dumps(made_of, indent=1, sort_keys=True) + "\n")
         return
-    theirs = json.loads(path.read_text())
+    try:
+        theirs = json.loads(path.read_text())
+    except ValueError as error:
+        raise OtherTrial(f"{path} cannot be read: {error}; delete {folder}") from error
     if theirs != made_of:
         raise OtherTrial(
             f"{folder} holds another training: it differs in "
