@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import typer
 
-from common.datasets import Clip, drop_leaks, labels_of, load_layout, select_folds
+from common.datasets import Clip, ClipBank, drop_leaks, labels_of, load_layout, select_folds
 from common.errors import DatasetInvalid
 from common.features import mel_filters
 from services.classifier.calibration import Scale
@@ -38,7 +38,7 @@ from services.classifier.selection import (
     plain_errors,
     reasons_of,
 )
-from services.classifier.train import device_named
+from services.classifier.train import device_named, tell_short
 
 Optimizer = Literal["adam", "adamw", "rmsprop", "sgd"]
 
@@ -296,16 +296,16 @@ def _draw(path: Path, title: str, rows: Sequence[Row]) -> None:
 def trials_of(
     cells: Sequence[Cell],
     plan: Plan,
-    clips: Sequence[Clip],
+    bank: ClipBank,
     test_fold: int,
     epochs: float,
     seeds: int,
     out: Path,
 ) -> list[Trial]:
     """Return the trainings of all combinations, seed by seed within each."""
-    split = select_folds(clips, [test_fold])
-    train = drop_leaks(split.train, split.test).kept
-    labels = labels_of(clips)
+    split = select_folds(bank.clips, [test_fold])
+    train = drop_leaks(split.train, split.test, bank=bank).kept
+    labels = labels_of(bank.clips)
     trials = []
     for cell in cells:
         changed = applied(cell, plan, labels, epochs)
@@ -360,8 +360,9 @@ def main(
         check_one_label(found)
         bank = decoded(found, cache, rate_hz, skip_corrupt)
         check_classes_left(found, bank.clips)
-        trials = trials_of(cells, plan, bank.clips, test_fold, epochs, seeds, out)
-        made = run_trials(trials, Machine(cache, device, threads, jobs))
+        tell_short(bank.clips, bank, plan.config)
+        trials = trials_of(cells, plan, bank, test_fold, epochs, seeds, out)
+        made = run_trials(trials, Machine(cache, device, threads, jobs), bank)
         rows = [row_of(cell, made[n * seeds : (n + 1) * seeds]) for n, cell in enumerate(cells)]
         title = (
             f"{plan.config.architecture} on {layout}, fold {test_fold}, {epochs:g} epochs, "

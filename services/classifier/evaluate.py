@@ -69,7 +69,7 @@ from services.classifier.selection import (
     plain_errors,
     reasons_of,
 )
-from services.classifier.train import device_named
+from services.classifier.train import device_named, tell_short
 
 SCENE_SEED = 2026
 
@@ -316,13 +316,14 @@ def _run(
     check_classes_left(found, clips)
     if recipe is not None and plan is not None:
         config = replace(plan.config, labels=labels_of(clips))
+        tell_short(clips, bank, config)
         after = read_plan(then).recipe
         made = network_predictions(
-            benchmark, recipe.stem, clips, config, plan.recipe, after, machine
+            benchmark, recipe.stem, bank, config, plan.recipe, after, machine
         )
         keep(benchmark, recipe.stem, recipe.stem, clips, made)
     for peer in peers:
-        made = peer_predictions(benchmark, peer, clips, machine.cache)
+        made = peer_predictions(benchmark, peer, bank, machine.cache)
         keep(benchmark, PEER_NAMES[peer], peer, clips, made)
     written = report(benchmark, reasons_of(bank))
     typer.echo(written.text)

@@ -28,9 +28,10 @@ from services.classifier.selection import (
     folds_in,
     open_bank,
     plain_errors,
+    without_copies,
     without_skipped,
 )
-from services.classifier.train import Trained, device_named, train
+from services.classifier.train import Trained, device_named, tell_short, train
 from services.classifier.transfer import begin_from
 
 HELD_OUT_SHARE = 0.25
@@ -128,9 +129,12 @@ def main(
             chosen = choose(clips, (), folds_in(validation_folds))
         else:
             chosen = choose_share(clips, HELD_OUT_SHARE, seed)
-        rate_hz = Config.from_dict(checkpoint.load(weights).config).sample_rate
-        bank = open_bank(chosen, cache, rate_hz, skip_corrupt)
+        started = Config.from_dict(checkpoint.load(weights).config)
+        bank = open_bank(chosen, cache, started.sample_rate, skip_corrupt)
         chosen = without_skipped(chosen, bank)
+        if not validation_folds:  # nobody said what to hold out
+            chosen = without_copies(chosen, bank)
+        tell_short(chosen.train, bank, started)
         typer.echo(
             f"{len(chosen.labels)} labels: {len(chosen.train)} clips to train on, "
             f"{len(chosen.validation)} held out"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +155,11 @@ def without_skipped(chosen: Chosen, bank: ClipBank) -> Chosen:
     check_classes_left(chosen.train, train)
     held_out = tuple(clip for clip in chosen.validation if clip.path not in gone)
     return Chosen(train, held_out, chosen.labels)
+
+
+def without_copies(chosen: Chosen, bank: ClipBank) -> Chosen:
+    """Return the clips without those to train on whose samples are held out, in any format."""
+    return replace(chosen, train=drop_leaks(chosen.train, chosen.validation, bank=bank).kept)
 
 
 def folds_in(text: str) -> tuple[int, ...]:

@@ -22,8 +22,8 @@ import typer
 from torch import Tensor
 
 from common import checkpoint
-from common.datasets import LAYOUTS, Clip, ClipBank, check_no_leaks, load_layout
-from common.errors import DatasetInvalid, PermanentError
+from common.datasets import LAYOUTS, Clip, ClipBank, check_no_leaks, labels_of, load_layout
+from common.errors import ClassMissing, DatasetInvalid, PermanentError
 from common.soundscapes import cast_of, soundscapes_of
 from common.training import FitConfig, Losses, Validation, computes_bf16, fit
 from services.classifier.calibration import SCENE_SEED, fit_clips, hear_scenes, with_segments_fitted
@@ -40,6 +40,7 @@ from services.classifier.selection import (
     folds_in,
     open_bank,
     plain_errors,
+    without_copies,
     without_skipped,
 )
 from services.classifier.transfer import begin_from, head_axes
@@ -48,6 +49,8 @@ DEVICES = ("cpu", "cuda", "auto")
 WEIGHTS_FILE = "classifier.safetensors"
 MANY_STEPS = 100_000_000
 """Where minutes end the schedule."""
+MIN_FRAMES = 2
+"""Of a clip that a crop can be taken from, as ``MelBank.usable`` has it."""
 MIN_TO_CALIBRATE = 40
 """Fewer held-out clips say too little about confidence; the calibration stays as it is."""
 VALIDATION_SCENES = 60
@@ -164,14 +167,16 @@ def train(
         start_from: a weights file of the same network and front end to start from.
 
     Raises:
-        LeakFound: ``clips`` and ``validation`` share a recording.
+        LeakFound: ``clips`` and ``validation`` share a recording, or samples.
+        ClassMissing: every clip of a class is too short to train on.
         DatasetInvalid: a clip has a label that the config has not, or several where it allows one.
         RecipeInvalid: the recipe stops by clips that are held out, and none are.
         WeightsInvalid: ``start_from`` does not fit, or ``out`` holds another training.
         FloatingPointError: the training diverged.
     """
     check_fits(clips, validation, config, recipe)
-    check_no_leaks(clips, validation)
+    check_long_enough(clips, bank, config)
+    check_no_leaks(clips, validation, bank=bank)
     torch.set_num_threads(threads)
     device = device_named(device)
     torch.manual_seed(seed)
@@ -297,6 +302,42 @@ def check_fits(
         )
 
 
+def too_short(clips: Sequence[Clip], bank: ClipBank, config: Config) -> list[Clip]:
+    """Return the clips that no batch is made of, since they are under MIN_FRAMES frames."""
+    return [clip for clip in clips if bank.n_samples(clip) // config.hop_length < MIN_FRAMES]
+
+
+def check_long_enough(clips: Sequence[Clip], bank: ClipBank, config: Config) -> None:
+    """Raise ClassMissing where every clip of a class is too short to train on."""
+    short = {clip.path for clip in too_short(clips, bank, config)}
+    left = labels_of(clip for clip in clips if clip.path not in short)
+    for label in labels_of(clips):
+        if label not in left:
+            raise ClassMissing(
+                f"every clip of the class {label} is too short to train on: under "
+                f"{_shortest_ms(config):g} ms",
+                label,
+                None,
+            )
+
+
+def tell_short(clips: Sequence[Clip], bank: ClipBank, config: Config) -> None:
+    """Name and count on stderr the clips that are too short to train on."""
+    short = too_short(clips, bank, config)
+    for clip in short:
+        typer.echo(f"too short to train on: {clip.path}", err=True)
+    if short:
+        typer.echo(
+            f"too short to train on: {len(short)} of {len(clips)} clips, under "
+            f"{_shortest_ms(config):g} ms",
+            err=True,
+        )
+
+
+def _shortest_ms(config: Config) -> float:
+    return 1000.0 * MIN_FRAMES * config.hop_length / config.sample_rate
+
+
 def _check_labels(clips: Sequence[Clip], config: Config) -> None:
     for clip in clips:
         if len(clip.labels) > 1 and not config.multi_label:
@@ -381,7 +422,10 @@ def main(
             chosen = choose_merged(data, everything)
         bank = open_bank(chosen, cache, plan.config.sample_rate, skip_corrupt)
         chosen = without_skipped(chosen, bank)
+        if not layout:  # nobody said what to hold out
+            chosen = without_copies(chosen, bank)
         model_config = replace(plan.config, labels=chosen.labels)
+        tell_short(chosen.train, bank, model_config)
         typer.echo(
             f"{model_config.architecture}, {len(chosen.labels)} labels: "
             f"{len(chosen.train)} clips to train on, {len(chosen.validation)} held out"

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from typer.testing import CliRunner
 
 from common import checkpoint
-from common.datasets import Clip, check_no_leaks, load_layout, renamed
+from common.datasets import Clip, ClipBank, check_no_leaks, load_layout, renamed
 from common.errors import ClassMissing, DatasetInvalid, DatasetMissing, FoldMissing, LeakFound
 from services.classifier import evaluate, ship
 from services.classifier.config import Config, HybridSettings
@@ -390,6 +390,22 @@ def test_a_leak_ends_it_before_anything_is_trained(trial: Trial, tmp_path: Path)
     with pytest.raises(LeakFound, match="the same Freesound id 2"):
         trials.run_trials([replace(trial, train=(*trial.train, leak))], Machine(tmp_path / "cache"))
     assert not trial.folder.exists()
+
+
+def test_the_same_samples_on_both_sides_are_dropped_or_end_it(trial: Trial, tmp_path: Path) -> None:
+    waveform, rate_hz = soundfile.read(trial.test[0].path, dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", waveform, rate_hz)
+    copy = replace(trial.train[0], path=tmp_path / "copy.flac", source_id="77", fold=2)
+    with pytest.raises(LeakFound, match="the same samples"):
+        trials.run_trials([replace(trial, train=(*trial.train, copy))], Machine(tmp_path / "cache"))
+    assert not trial.folder.exists()
+    own = [*trial.train, copy]
+    clips = [replace(c, fold=1) for c in trial.test]
+    clips += [replace(c, fold=2) for c in own]
+    bank = ClipBank.open(clips, tmp_path / "cache")
+    [part] = parts_of(PROTOCOLS["us8k-lofo"].over((1,)), clips, only_own=True, bank=bank)
+    assert copy.path not in {c.path for c in part.train}
+    assert part.dropped == 1
 
 
 def test_what_does_not_fit_ends_it_before_a_folder_is_claimed(trial: Trial, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from services.classifier.data import TYPICAL_DB, Batch, BatchMaker, MelBank, act
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import build
 from services.classifier.recipe import RECIPES, Recipe, RecipeInvalid, read_plan
-from services.classifier.selection import choose_share
+from services.classifier.selection import Chosen, choose_share, without_copies
 from services.classifier.train import ClassifierLosses, StepBatches, fit_config_of
 from tests.models.hums import hums
 
@@ -413,3 +413,36 @@ def test_a_full_disk_ends_the_command_and_leaves_no_half(
     with pytest.raises(OSError, match="File too large"), room_for(1_000):
         save_state(tmp_path / "resume.pt", {"a": torch.zeros(1_000)})
     assert not list(tmp_path.glob("resume*"))
+
+
+def test_clips_too_short_to_train_on_are_named(
+    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    click = tmp_path / "set" / "low" / "click.wav"
+    soundfile.write(click, np.full(250, 0.1), 16_000)  # 500 samples at 32 kHz: one frame of 320
+    command()
+    told = capsys.readouterr().err
+    assert f"too short to train on: {click}" in told
+    assert "too short to train on: 1 of 9 clips, under 20 ms" in told
+    (tmp_path / "set" / "click").mkdir()
+    click.rename(tmp_path / "set" / "click" / "0.wav")
+    with pytest.raises(typer.Exit):
+        command(out=tmp_path / "other")
+    assert "every clip of the class click is too short to train on" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_same_samples_in_another_format_are_a_leak(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path
+) -> None:
+    clips, _ = small_set
+    waveform, rate_hz = soundfile.read(clips[0].path, dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", waveform, rate_hz)
+    copy = replace(clips[0], path=tmp_path / "copy.flac", source_id="./copy.flac")
+    bank = ClipBank.open([*clips, copy], tmp_path / "cache", RATE)
+    config = replace(SMALL, labels=labels_of(clips))
+    with pytest.raises(LeakFound, match="the same samples"):
+        train.train(clips, bank, config, QUICK, tmp_path / "out", seed=0, validation=[copy])
+    assert not (tmp_path / "out").exists()
+    left = without_copies(Chosen(tuple(clips), (copy,), config.labels), bank)
+    assert left.train == tuple(clips[1:])
