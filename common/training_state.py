@@ -6,6 +6,7 @@ random generators included. It is not a weights file: see ``common.checkpoint`` 
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import random
@@ -121,8 +122,11 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values to resume from; never half of them."""
+    # in memory first: what torch raises where a disk is full is no OSError
+    content = io.BytesIO()
+    torch.save(state, content)
     with written_beside(path) as beside:
-        torch.save(state, beside)
+        beside.write_bytes(content.getbuffer())
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from common.checkpoint import written_beside
 from common.datasets.bank import ClipBank
 from common.datasets.clips import LAYOUTS, Clip, labels_of
 from common.datasets.folds import folds_of
@@ -36,12 +37,17 @@ def main(
     """Show classes, folds, leaks between folds, duplicates, and clips that cannot be decoded."""
     try:
         report = inspect(data, layout, against, against_layout, uploaders, cache)
+        text = json.dumps(report, indent=2)
+        if json_path is not None:
+            with written_beside(json_path) as beside:
+                beside.write_text(text + "\n")
     except DatasetError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
-    text = json.dumps(report, indent=2)
-    if json_path is not None:
-        json_path.write_text(text + "\n")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"{place}{error.strerror or error}", err=True)
+        raise typer.Exit(1) from None
     typer.echo(text)
 
 

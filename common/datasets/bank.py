@@ -59,6 +59,7 @@ class ClipBank:
         self.sample_rate = sample_rate
         self._spans = {_place(clip): spans[_key(clip)] for clip in clips}
         self._samples = np.memmap(samples, dtype=np.int16, mode="r")
+        self._digests: dict[tuple[Path, bool], bytes] = {}
 
     @classmethod
     def open(
@@ -112,6 +113,13 @@ class ClipBank:
         """Return the same as int16 (n,), full scale at 32767; a view that must not be changed."""
         start, stop = self._spans[_place(clip)]
         return self._samples[start:stop]
+
+    def digest(self, clip: Clip) -> bytes:
+        """Return the SHA-256 of a clip's samples, which are read once however often it is asked."""
+        place = _place(clip)
+        if place not in self._digests:
+            self._digests[place] = hashlib.sha256(self.pcm(clip).tobytes()).digest()
+        return self._digests[place]
 
     def n_samples(self, clip: Clip) -> int:
         """Return the length of a clip without reading it."""

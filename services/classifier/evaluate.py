@@ -18,7 +18,8 @@ import typer
 
 from common.datasets import Clip, ClipBank, labels_of, load_layout
 from common.soundscapes import soundscapes_of
-from services.classifier.config import DEFAULT_WEIGHTS
+from services.classifier.admission import device_named, tell_short
+from services.classifier.config import DEFAULT_WEIGHTS, Config
 from services.classifier.evaluation.benchmark import (
     Benchmark,
     clips_in_hand,
@@ -62,12 +63,21 @@ from services.classifier.infer import load
 from services.classifier.listening import LoadedClassifier
 from services.classifier.provenance import seen_in_training, trained_on
 from services.classifier.recipe import RECIPES, read_plan
-from services.classifier.selection import folds_in, plain_errors
+from services.classifier.selection import (
+    check_classes_left,
+    decoded,
+    folds_in,
+    plain_errors,
+    reasons_of,
+)
 
 SCENE_SEED = 2026
 
-_of_weights = partial(typer.Option, rich_help_panel="Judging a weights file")
-_of_protocol = partial(typer.Option, rich_help_panel="Training and testing by a protocol")
+WEIGHTS_PANEL = "Judging a weights file"
+PROTOCOL_PANEL = "Training and testing by a protocol"
+
+_of_weights = partial(typer.Option, rich_help_panel=WEIGHTS_PANEL)
+_of_protocol = partial(typer.Option, rich_help_panel=PROTOCOL_PANEL)
 
 
 def main(
@@ -77,6 +87,9 @@ def main(
     device: Annotated[str, typer.Option(help="cpu, cuda or auto")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a process")] = 1,
     cache: Annotated[Path, typer.Option(help="decoded clips")] = Path("runs/cache"),
+    skip_corrupt: Annotated[
+        bool, typer.Option(help="leave out clips that cannot be decoded")
+    ] = False,
     weights: Annotated[Path, _of_weights(help="weights file")] = DEFAULT_WEIGHTS,
     layout: Annotated[
         str,
@@ -86,13 +99,11 @@ def main(
         ),
     ] = "",
     picture: Annotated[
-        Path | None, _of_weights(help="where confusion and reliability go as PNG")
+        Path | None,
+        _of_weights(help="where confusion and reliability go as PNG; else beside the report"),
     ] = None,
     skip_unknown: Annotated[
         bool, _of_weights(help="leave out labels the weights do not know")
-    ] = False,
-    skip_corrupt: Annotated[
-        bool, _of_weights(help="leave out clips that cannot be decoded")
     ] = False,
     threshold: Annotated[
         float, _of_weights(min=0.0, max=1.0, help="confidence that counts, of several labels")
@@ -124,21 +135,38 @@ def main(
     out: Annotated[Path, _of_protocol(help="where trainings and tables go")] = Path(
         "runs/protocols"
     ),
+    context: typer.Context = None,  # type: ignore[assignment]  # None: called from Python
 ) -> None:
     """Judge a weights file on a data set, or a network by a protocol. Prints tables."""
+    if context is not None:
+        _refuse_idle_options(context, bool(protocol))
     torch.set_num_threads(threads)
     with plain_errors():
+        device = device_named(device)
         chosen = folds_in(folds)
         if protocol:
             benchmark = Benchmark(_protocol(protocol, of, chosen), learning, range(seeds), out)
             recipe = (config or RECIPES / f"{architecture}.toml") if network else None
             machine = Machine(cache, device, threads, jobs)
-            made = _run(benchmark, data, recipe, then, _peers(peers), machine)
+            made = _run(benchmark, data, recipe, then, _peers(peers), machine, skip_corrupt)
         else:
+            if picture is None and json_path is not None:
+                picture = json_path.with_suffix(".png")
             asked = Asked(skip_unknown, skip_corrupt, threshold, narrow, scenes, speed, picture)
             made = _judge(load(device, weights), weights, data, layout, chosen, cache, asked)
-    if json_path is not None:
-        write_json(json_path, made)
+        if json_path is not None:
+            write_json(json_path, made)
+
+
+def _refuse_idle_options(context: typer.Context, by_protocol: bool) -> None:
+    """End the command where an option was given that belongs to its other half."""
+    idle = WEIGHTS_PANEL if by_protocol else PROTOCOL_PANEL
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and getattr(option, "rich_help_panel", None) == idle:
+            where = "with" if by_protocol else "without"
+            raise typer.BadParameter(f"{option.opts[0]} means nothing {where} --protocol")
 
 
 @dataclass(frozen=True)
@@ -167,15 +195,11 @@ def _judge(
     data_set = load_layout(data, layout) if layout else held_out(data)
     fit = known_only(data_set, config.labels, asked.skip_unknown)
     chosen = in_folds(fit.clips, folds)
-    bank = ClipBank.open(
-        chosen, cache, config.sample_rate, skip_corrupt=asked.skip_corrupt, progress=True
-    )
+    bank = decoded(chosen, cache, config.sample_rate, asked.skip_corrupt)
     clips = bank.clips
     learnt_on = trained_on(weights)
     seen = seen_in_training(clips, learnt_on)
     _warn(clips, fit, seen, learnt_on)
-    for skipped in bank.skipped:
-        typer.echo(f"Skipped {skipped.clip.path}: {skipped.reason}", err=True)
     classes = classes_by_set(fit.clips, config.labels)
     heard = hear(loaded, bank, clips)
     by_method = {config.architecture: score_by_set(heard, clips, classes, asked.threshold)}
@@ -196,7 +220,7 @@ def _judge(
         "data": {"layout": layout or "held-out split", "folds": list(folds), "clips": len(clips)},
         "seen_in_training": len(seen),
         "left_out": fit.left_out,
-        "corrupt": [skipped.clip.path.name for skipped in bank.skipped],
+        "corrupt": reasons_of(bank),
         "scores": {name: asdict(scores) for name, scores in by_method.items()},
         "throughput": asdict(heard.throughput),
     }
@@ -208,8 +232,7 @@ def _judge(
     )
     if asked.picture is not None:
         title = f"{config.architecture} on {layout or 'the held-out split'}"
-        among = sorted({k for numbers in classes.values() for k in numbers})
-        draw(asked.picture, title, heard, by_method[config.architecture], among)
+        draw(asked.picture, title, by_method[config.architecture])
     if asked.scenes:
         made["scenes"] = _judge_scenes(loaded, bank, clips, asked.scenes)
     if asked.speed:
@@ -281,21 +304,28 @@ def _run(
     then: Path,
     peers: Sequence[Peer],
     machine: Machine,
+    skip_corrupt: bool,
 ) -> dict[str, Any]:
     """Do what a protocol asks for, method by method, and return the report on all."""
-    clips = clips_in_hand(benchmark, data)
-    if recipe is not None:
-        plan = read_plan(recipe)
+    plan = None if recipe is None else read_plan(recipe)
+    found = clips_in_hand(benchmark, data)
+    rate_hz = Config.sample_rate if plan is None else plan.config.sample_rate
+    # before anything is trained, so that all corrupt clips are told at once
+    bank = decoded(found, machine.cache, rate_hz, skip_corrupt)
+    clips = bank.clips
+    check_classes_left(found, clips)
+    if recipe is not None and plan is not None:
         config = replace(plan.config, labels=labels_of(clips))
+        tell_short(clips, bank, config)
         after = read_plan(then).recipe
         made = network_predictions(
-            benchmark, recipe.stem, clips, config, plan.recipe, after, machine
+            benchmark, recipe.stem, bank, config, plan.recipe, after, machine
         )
         keep(benchmark, recipe.stem, recipe.stem, clips, made)
     for peer in peers:
-        made = peer_predictions(benchmark, peer, clips, machine.cache)
+        made = peer_predictions(benchmark, peer, bank, machine.cache)
         keep(benchmark, PEER_NAMES[peer], peer, clips, made)
-    written = report(benchmark)
+    written = report(benchmark, reasons_of(bank))
     typer.echo(written.text)
     return written.raw
 

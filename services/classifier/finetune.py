@@ -18,19 +18,21 @@ import typer
 
 from common import checkpoint
 from common.datasets import LAYOUTS, Clip, ClipBank, load_layout, renamed
+from services.classifier.admission import device_named, tell_short
 from services.classifier.config import DEFAULT_WEIGHTS, Config
 from services.classifier.evaluation.predictions import predict
 from services.classifier.model import build
-from services.classifier.recipe import RECIPES, Recipe, read_plan
+from services.classifier.recipe import RECIPES, Recipe, lasting, read_plan
 from services.classifier.selection import (
     choose,
     choose_share,
     folds_in,
     open_bank,
     plain_errors,
+    without_copies,
     without_skipped,
 )
-from services.classifier.train import Trained, device_named, train
+from services.classifier.train import Trained, train
 from services.classifier.transfer import begin_from
 
 HELD_OUT_SHARE = 0.25
@@ -117,9 +119,10 @@ def main(
 ) -> None:
     """Fine-tune trained weights on one's own labels and write OUT/classifier.safetensors."""
     with plain_errors():
+        device = device_named(device)
         recipe = read_plan(config).recipe
         if minutes is not None:
-            recipe = replace(recipe, epochs=None, steps=None, minutes=minutes)
+            recipe = lasting(recipe, minutes)
         seed = recipe.seed if seed is None else seed
         torch.set_num_threads(threads)
         clips = renamed(load_layout(data, layout))
@@ -127,9 +130,12 @@ def main(
             chosen = choose(clips, (), folds_in(validation_folds))
         else:
             chosen = choose_share(clips, HELD_OUT_SHARE, seed)
-        rate_hz = Config.from_dict(checkpoint.load(weights).config).sample_rate
-        bank = open_bank(chosen, cache, rate_hz, skip_corrupt)
+        started = Config.from_dict(checkpoint.load(weights).config)
+        bank = open_bank(chosen, cache, started.sample_rate, skip_corrupt)
         chosen = without_skipped(chosen, bank)
+        if not validation_folds:  # nobody said what to hold out
+            chosen = without_copies(chosen, bank)
+        tell_short(chosen.train, bank, started)
         typer.echo(
             f"{len(chosen.labels)} labels: {len(chosen.train)} clips to train on, "
             f"{len(chosen.validation)} held out"

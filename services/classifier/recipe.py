@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,7 @@ import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
 from common.errors import PermanentError, WeightsInvalid
+from common.features import mel_filters
 from services.classifier.augment import Augmentation
 from services.classifier.config import Config
 
@@ -114,7 +115,8 @@ def read_plan(path: Path) -> Plan:
     """Return what a recipe file says.
 
     Raises:
-        RecipeInvalid: no such file, no TOML, or a key that is unknown, mistyped or out of range.
+        RecipeInvalid: no such file, no TOML, a key that is unknown, mistyped or out of range, or
+            mel bands that are too fine for the spectrum.
     """
     if not path.is_file():
         known = ", ".join(sorted(p.name for p in RECIPES.glob("*.toml")))
@@ -137,7 +139,26 @@ def read_plan(path: Path) -> Plan:
         config = Config.from_dict(model)
     except WeightsInvalid as error:
         raise RecipeInvalid(f"{path}: [model] {error}") from error
+    try:
+        mel_filters(config.sample_rate, config.n_fft, config.n_mels, 0.0, config.sample_rate / 2)
+    except ValueError as error:
+        raise RecipeInvalid(f"{path}: [model] n_mels: {error}") from error
     return Plan(config, _recipe(path, tables.get("training", {}), tables.get("augmentation", {})))
+
+
+def lasting(recipe: Recipe, minutes: float | None = None, steps: int | None = None) -> Recipe:
+    """Return a recipe that ends after some minutes or steps, whatever ended it before.
+
+    Raises:
+        RecipeInvalid: the length is out of range, or not exactly one is given.
+    """
+    try:
+        return replace(recipe, epochs=None, steps=steps, minutes=minutes)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        reason = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+        told = f"{first['loc'][0]} {reason}, not {first['input']:g}" if first["loc"] else reason
+        raise RecipeInvalid(told) from error
 
 
 def _recipe(path: Path, training: dict[str, Any], augmentation: dict[str, Any]) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,9 @@ from common.datasets import (
     split_of,
 )
 from common.datasets.leaks import drop_leaks, origin_of
-from common.errors import ClassMissing, FoldMissing, SoundmillError
+from common.errors import ClassMissing, DatasetMissing, FoldMissing, SoundmillError
 from common.labels import LABELS
+from services.classifier.evaluation.predictions import clip_id
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,36 @@ def choose_share(clips: Sequence[Clip], share: float, seed: int) -> Chosen:
 
 def open_bank(chosen: Chosen, cache: Path, rate_hz: int, skip_corrupt: bool) -> ClipBank:
     """Decode the clips; those that cannot be are named and, if ``skip_corrupt``, left out."""
-    clips = [*chosen.train, *chosen.validation]
+    return decoded([*chosen.train, *chosen.validation], cache, rate_hz, skip_corrupt)
+
+
+def decoded(clips: Sequence[Clip], cache: Path, rate_hz: int, skip_corrupt: bool) -> ClipBank:
+    """Return the bank of clips; what ``skip_corrupt`` leaves out is named and counted on stderr.
+
+    Raises:
+        DatasetMissing: there are no clips.
+        ClipsCorrupt: clips cannot be decoded, and ``skip_corrupt`` is not set.
+    """
+    if not clips:
+        raise DatasetMissing("no clip is left")
     bank = ClipBank.open(clips, cache, rate_hz, skip_corrupt=skip_corrupt, progress=True)
     for skipped in bank.skipped:
         typer.echo(f"left out: {skipped.clip.path}: {skipped.reason}", err=True)
     if bank.skipped:
         typer.echo(f"left out {len(bank.skipped)} of {len(clips)} clips", err=True)
     return bank
+
+
+def reasons_of(bank: ClipBank) -> dict[str, str]:
+    """Return why clips were left out, by their ids."""
+    return {clip_id(skipped.clip): skipped.reason for skipped in bank.skipped}
+
+
+def check_classes_left(before: Sequence[Clip], after: Sequence[Clip]) -> None:
+    """Raise ClassMissing where a class has lost its last clip."""
+    lost = sorted(set(labels_of(before)) - set(labels_of(after)))
+    if lost:
+        raise ClassMissing(f"no clip of the class {lost[0]} can be decoded", lost[0], None)
 
 
 def without_skipped(chosen: Chosen, bank: ClipBank) -> Chosen:
@@ -128,11 +152,14 @@ def without_skipped(chosen: Chosen, bank: ClipBank) -> Chosen:
     """
     gone = {skipped.clip.path for skipped in bank.skipped}
     train = tuple(clip for clip in chosen.train if clip.path not in gone)
-    lost = sorted(set(labels_of(chosen.train)) - set(labels_of(train)))
-    if lost:
-        raise ClassMissing(f"no clip of the class {lost[0]} can be decoded", lost[0], None)
+    check_classes_left(chosen.train, train)
     held_out = tuple(clip for clip in chosen.validation if clip.path not in gone)
     return Chosen(train, held_out, chosen.labels)
+
+
+def without_copies(chosen: Chosen, bank: ClipBank) -> Chosen:
+    """Return the clips without those to train on whose samples are held out, in any format."""
+    return replace(chosen, train=drop_leaks(chosen.train, chosen.validation, bank=bank).kept)
 
 
 def folds_in(text: str) -> tuple[int, ...]:
@@ -145,9 +172,13 @@ def folds_in(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """End a command with one sentence where the data, a recipe or weights are at fault."""
+    """End a command with one sentence where data, a recipe, weights or the disk are at fault."""
     try:
         yield
-    except (SoundmillError, FileNotFoundError, FloatingPointError) as error:
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"error: {place}{error.strerror or error}", err=True)
+        raise typer.Exit(1) from error
+    except (SoundmillError, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error

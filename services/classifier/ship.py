@@ -52,6 +52,7 @@ def ship(weights: Path, runs: Sequence[Path], clips: Sequence[Clip], cache: Path
     Raises:
         DatasetMissing: a folder holds no predictions, or a clip that was tested is not there.
         DatasetInvalid: predictions are over other labels than the weights.
+        PredictionsInvalid: predictions are damaged, or not of one kind.
         WeightsInvalid: weights cannot be read.
     """
     loaded = checkpoint.load(weights)

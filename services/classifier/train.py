@@ -23,9 +23,14 @@ from torch import Tensor
 
 from common import checkpoint
 from common.datasets import LAYOUTS, Clip, ClipBank, check_no_leaks, load_layout
-from common.errors import DatasetInvalid
 from common.soundscapes import cast_of, soundscapes_of
 from common.training import FitConfig, Losses, Validation, computes_bf16, fit
+from services.classifier.admission import (
+    check_fits,
+    check_long_enough,
+    device_named,
+    tell_short,
+)
 from services.classifier.calibration import SCENE_SEED, fit_clips, hear_scenes, with_segments_fitted
 from services.classifier.config import WINDOW_SEGMENTS, Config
 from services.classifier.data import CROP_SEGMENTS, MAX_BATCH, Batch, BatchMaker, MelBank
@@ -33,13 +38,14 @@ from services.classifier.evaluation.predictions import clip_id, predict, predict
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
 from services.classifier.provenance import TRAINED_ON, licences_of, trained_on, training_notes
-from services.classifier.recipe import RECIPES, Recipe, read_plan
+from services.classifier.recipe import RECIPES, Recipe, lasting, read_plan
 from services.classifier.selection import (
     choose,
     choose_merged,
     folds_in,
     open_bank,
     plain_errors,
+    without_copies,
     without_skipped,
 )
 from services.classifier.transfer import begin_from, head_axes
@@ -157,13 +163,16 @@ def train(
         start_from: a weights file of the same network and front end to start from.
 
     Raises:
-        LeakFound: ``clips`` and ``validation`` share a recording.
-        DatasetInvalid: a clip has a label that the config has not.
+        LeakFound: ``clips`` and ``validation`` share a recording, or samples.
+        ClassMissing: every clip of a class is too short to train on.
+        DatasetInvalid: a clip has a label that the config has not, or several where it allows one.
+        RecipeInvalid: the recipe stops by clips that are held out, and none are.
         WeightsInvalid: ``start_from`` does not fit, or ``out`` holds another training.
         FloatingPointError: the training diverged.
     """
-    _check_labels([*clips, *validation], config)
-    check_no_leaks(clips, validation)
+    check_fits(clips, validation, config, recipe)
+    check_long_enough(clips, bank, config)
+    check_no_leaks(clips, validation, bank=bank)
     torch.set_num_threads(threads)
     device = device_named(device)
     torch.manual_seed(seed)
@@ -233,13 +242,6 @@ def _write_weights(model: Classifier, path: Path, notes: Mapping[str, Any]) -> N
     checkpoint.save(path, model.config.to_dict(), state, dict(notes))
 
 
-def device_named(device: str) -> str:
-    """Return "cpu" or "cuda"; "auto" is a GPU if there is one."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
 def seconds_of(clips: Sequence[Clip], bank: ClipBank) -> float:
     """Return how long clips last together."""
     return sum(bank.n_samples(clip) for clip in clips) / bank.sample_rate
@@ -264,16 +266,6 @@ def fit_config_of(
         bf16=computes_bf16(device) if recipe.bf16 == "auto" else recipe.bf16,
         seed=seed,
     )
-
-
-def _check_labels(clips: Sequence[Clip], config: Config) -> None:
-    for clip in clips:
-        for label in clip.labels:
-            if label not in config.labels:
-                raise DatasetInvalid(
-                    f"{clip.path} is labelled {label}, which is none of the config's "
-                    f"{len(config.labels)} labels"
-                )
 
 
 def _identity(
@@ -332,12 +324,11 @@ def main(
 ) -> None:
     """Train a classifier and write OUT/classifier.safetensors."""
     with plain_errors():
+        device = device_named(device)
         plan = read_plan(config)
         recipe = plan.recipe
-        if minutes is not None and steps is not None:
-            raise typer.BadParameter("a length is --minutes or --steps, not both")
         if minutes is not None or steps is not None:
-            recipe = replace(recipe, epochs=None, steps=steps, minutes=minutes)
+            recipe = lasting(recipe, minutes, steps)
         if layout:
             loaded = load_layout(data, layout)
             chosen = choose(loaded, folds_in(train_folds), folds_in(validation_folds))
@@ -347,7 +338,10 @@ def main(
             chosen = choose_merged(data, everything)
         bank = open_bank(chosen, cache, plan.config.sample_rate, skip_corrupt)
         chosen = without_skipped(chosen, bank)
+        if not layout:  # nobody said what to hold out
+            chosen = without_copies(chosen, bank)
         model_config = replace(plan.config, labels=chosen.labels)
+        tell_short(chosen.train, bank, model_config)
         typer.echo(
             f"{model_config.architecture}, {len(chosen.labels)} labels: "
             f"{len(chosen.train)} clips to train on, {len(chosen.validation)} held out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -173,7 +174,40 @@ def test_inspection_as_a_command(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["--data", str(us8k(tmp_path)), "--layout", "esc10"])
     assert run.exit_code == 1
     assert "could be of the layout us8k" in run.output
-    out = tmp_path / "report.json"
+    out = tmp_path / "a folder that is made" / "report.json"
     command = ["--data", str(tmp_path), "--layout", "us8k", "--json", str(out)]
     assert CliRunner().invoke(app, command).exit_code == 0
     assert '"dog_bark"' in out.read_text()
+    assert [path.name for path in out.parent.iterdir()] == ["report.json"]
+
+
+def test_a_report_that_finds_no_room_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    us8k(tmp_path)
+    out = tmp_path / "report.json"
+    out.write_text("of yesterday")
+
+    def half(path: Path, text: str) -> int:
+        path.write_bytes(text[:10].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    app = typer.Typer()
+    app.command()(main)
+    command = ["--data", str(tmp_path), "--layout", "us8k", "--json", str(out)]
+    run = CliRunner().invoke(app, command)
+    assert run.exit_code == 1
+    assert "No space left on device" in run.output
+    assert out.read_text() == "of yesterday"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_clip_s_samples_are_digested_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = load_layout(us8k(tmp_path), "us8k")
+    bank = ClipBank.open(clips, tmp_path / "cache")
+    assert bank.digest(clips[0]) == hashlib.sha256(bank.pcm(clips[0]).tobytes()).digest()
+    monkeypatch.setattr(bank, "pcm", None)  # not read again
+    assert bank.digest(clips[0])

@@ -95,6 +95,11 @@ def test_a_report_on_unseen_folds(
     assert made["data"] == {"layout": "folders", "folds": [2], "clips": 4}
     scores = made["scores"]["hybrid"]["clips"]["folders"]
     assert [(c["label"], c["n"]) for c in scores["classes"]] == [("dog", 2), ("siren", 2)]
+    confusion = scores["confusion"]
+    assert confusion["labels"] == ["dog", "siren"]
+    assert [sum(row) for row in confusion["counts"]] == [2, 2]
+    assert confusion["counts"][0][0] + confusion["counts"][1][1] == 4 * scores["accuracy"]
+    assert not (tmp_path / "report.png").exists()  # the picture was wanted elsewhere
     assert set(made["scores"]) == {"hybrid", "hybrid, nothing above 4 kHz"}
     assert set(made["scenes"]) == {"no mask", "oracle mask"}
     assert made["throughput"]["audio_s"] == pytest.approx(4 * 0.6, rel=0.2)
@@ -102,10 +107,11 @@ def test_a_report_on_unseen_folds(
 
 
 def test_folds_seen_in_training_are_flagged_loudly(
-    judge: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    judge: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = judge()
     assert "SEEN IN TRAINING: 4 of these 8 clips" in capsys.readouterr().err
+    assert (tmp_path / "report.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"  # by default
     assert made["seen_in_training"] == 4
     assert made["weights"]["trained_on"] == {"folders": [1]}
 
@@ -133,7 +139,9 @@ def test_corrupt_clips_are_left_out_on_request(
         judge()
     assert "9.wav" in capsys.readouterr().err
     made = judge(skip_corrupt=True)
-    assert made["corrupt"] == ["9.wav"]
+    assert "left out 1 of 9 clips" in capsys.readouterr().err
+    assert list(made["corrupt"]) == ["folders/siren/9.wav"]
+    assert made["corrupt"]["folders/siren/9.wav"]
     assert made["data"]["clips"] == 8
 
 
@@ -154,6 +162,10 @@ def test_clips_with_several_labels(
         ("speech", 3),
     ]
     assert made["scores"]["hybrid"]["clips"] == {}
+    assert [c["label"] for c in scores["counts"]] == ["dog", "siren", "speech"]
+    assert [c["hits"] + c["misses"] for c in scores["counts"]] == [4, 4, 3]
+    assert scores["top3"] == 1.0  # of three labels
+    assert {"accuracy", "macro_precision", "macro_recall"} <= set(scores)
     assert (tmp_path / "t.png").is_file()
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from common.stage_io import StageInput
 from services.classifier import infer
 from services.classifier.config import Config, VggSlatSettings
 from services.classifier.explain import __main__ as command
+from services.classifier.explain import measure
 from services.classifier.explain.answers import answer
 from services.classifier.explain.methods import check, possible
 from services.classifier.explain.regions import most_relevant, positive, regions_of
@@ -394,3 +396,14 @@ def test_command_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with pytest.raises(typer.Exit):
         command.main(audio, out, method=["attention_rollout"], weights=weights)
     assert "possible: integrated_gradients, lrp, feature_maps" in capsys.readouterr().err
+
+
+def test_the_table_of_measures_is_written_beside_and_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "load", lambda *_: SimpleNamespace(digest="d"))
+    monkeypatch.setattr(measure, "load_layout", lambda *_: [])
+    out = tmp_path / "a folder that is made" / "table.json"
+    measure.main(data=tmp_path, json_path=out)
+    assert json.loads(out.read_text()) == {"weights": "d", "clips": 0, "table": [], "rows": []}
+    assert [path.name for path in out.parent.iterdir()] == ["table.json"]

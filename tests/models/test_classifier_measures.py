@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,18 @@ import pytest
 from common.domain import Event
 from services.classifier.calibration import Scale
 from services.classifier.evaluation.pictures import (
-    confusion,
     evaluation_picture,
     grid_picture,
     tags_picture,
 )
-from services.classifier.evaluation.predictions import Predictions, pooled
+from services.classifier.evaluation.predictions import Predictions, PredictionsInvalid, pooled
 from services.classifier.evaluation.results import Summary, judged, scales, spread
 from services.classifier.evaluation.scoring import (
     Counts,
+    TagCounts,
     calibration_of,
     closed_choice,
+    confusion_of,
     match_events,
     match_seconds,
     score_clips,
@@ -36,6 +38,8 @@ def test_scores_of_clips_by_hand() -> None:
     scores = score_clips(confidence, np.array([0, 1, 0]), LABELS)
     assert scores.accuracy == scores.open_accuracy == pytest.approx(1 / 3)
     assert scores.top3 == pytest.approx(2 / 3)
+    assert scores.confusion.labels == LABELS
+    assert scores.confusion.counts == ((1, 0, 0, 1), (1, 0, 0, 0), (0,) * 4, (0,) * 4)
     # a: 1 hit of 2 found and of 2 there; b: none; c and d do not occur
     assert [(c.label, c.n, c.precision, c.recall, c.f1) for c in scores.classes] == [
         ("a", 2, 0.5, 0.5, 0.5),
@@ -95,11 +99,27 @@ def test_scores_of_tags_by_hand() -> None:
     # found: a, b | a, c; a: both right; c: missed once, found wrongly once
     assert scores.micro_f1 == pytest.approx(2 * 2 / (2 * 2 + 2 + 1))
     assert scores.macro_f1 == pytest.approx((1.0 + 0.0) / 2)
+    assert (scores.macro_precision, scores.macro_recall) == (0.5, 0.5)
+    assert scores.accuracy == 0.0
+    assert scores.top3 == 1.0
+    assert scores.counts == (
+        TagCounts("a", hits=2, misses=0, false_alarms=0, rejections=0),
+        TagCounts("b", hits=0, misses=0, false_alarms=1, rejections=1),
+        TagCounts("c", hits=0, misses=1, false_alarms=1, rejections=0),
+    )
     # a is there always and has no ranking; c stands below the clip without it
     assert scores.mean_ap == pytest.approx(0.5)
     assert scores.auc == 0.0
     gaps = [0.1, 0.8, 0.9, 0.4, 0.2, 0.7]  # every pair in a bin of its own but 0.1 and 0.2
     assert scores.calibration.error == pytest.approx(sum(gaps) / 6)
+
+
+def test_exact_sets_and_the_best_three_of_tags_by_hand() -> None:
+    confidence = np.array([[0.9, 0.8, 0.7, 0.6], [0.9, 0.1, 0.2, 0.3], [0.9, 0.8, 0.1, 0.7]])
+    present = np.array([[0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]], np.bool_)
+    scores = score_tags(confidence, present, LABELS, threshold=0.5)
+    assert scores.accuracy == pytest.approx(1 / 3)  # the second has its one label and no other
+    assert scores.top3 == 0.5  # the first has its label in the fourth place; the third has none
 
 
 def test_event_counts_by_hand() -> None:
@@ -146,8 +166,14 @@ def test_predictions_survive_their_file(tmp_path: Path) -> None:
     assert (read.labels, read.clips, read.multi_label) == (made.labels, made.clips, False)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["p.npz"]
     (tmp_path / "p.npz").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"p\.npz holds no predictions"):
+    with pytest.raises(PredictionsInvalid, match=r"p\.npz holds no predictions"):
         Predictions.load(tmp_path / "p.npz")
+    replace(made, labels=("a", "b")).save(tmp_path / "p.npz")
+    with pytest.raises(PredictionsInvalid, match="its parts do not fit each other"):
+        Predictions.load(tmp_path / "p.npz")
+    np.save(tmp_path / "alone.npy", np.zeros(3))
+    with pytest.raises(PredictionsInvalid, match="holds no predictions"):
+        Predictions.load(tmp_path / "alone.npy")
 
 
 def test_confidence_by_hand() -> None:
@@ -159,7 +185,7 @@ def test_confidence_by_hand() -> None:
     assert shifted == pytest.approx([0.5, 1 / (1 + math.exp(1))])
     one = Predictions(logits, present, ("a", "b"), False, ("x",), np.array([1]))
     assert one.confidence(Scale())[0].sum() == pytest.approx(1.0)
-    with pytest.raises(ValueError, match="different labels"):
+    with pytest.raises(PredictionsInvalid, match="different labels"):
         pooled([several, one])
 
 
@@ -223,8 +249,10 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def test_confusion_by_hand() -> None:
-    counts = confusion(np.array([3, 3, 5, 5, 5]), np.array([3, 5, 5, 5, 3]), [3, 5])
-    assert counts.tolist() == [[1, 1], [1, 2]]
+    truth, choice = np.array([2, 2, 3, 3, 3]), np.array([2, 3, 3, 3, 2])
+    found = confusion_of(truth, choice, LABELS, [2, 3])
+    assert found.labels == ("c", "d")
+    assert found.counts == ((1, 1), (1, 2))
 
 
 @pytest.mark.parametrize("n_classes", [1, 10, 50])
@@ -235,8 +263,7 @@ def test_pictures_of_any_number_of_classes(n_classes: int, tmp_path: Path) -> No
     evaluation_picture(
         tmp_path / "p.png",
         "a title",
-        labels,
-        confusion(truth, truth, range(n_classes)),
+        confusion_of(truth, truth, labels, range(n_classes)),
         calibration,
         {label: [0.4, 0.6] for label in labels},
         "F1",
@@ -248,9 +275,9 @@ def test_pictures_of_any_number_of_classes(n_classes: int, tmp_path: Path) -> No
 
 
 def test_pictures_of_tags_and_of_grids(tmp_path: Path) -> None:
-    tags_picture(
-        tmp_path / "t.png", "tags", calibration_of(np.ones(2), np.ones(2)), {"a": [1.0]}, "F1"
-    )
+    calibration = calibration_of(np.ones(2), np.ones(2))
+    counts = [TagCounts("a", 3, 0, 1, 12), TagCounts("b", 0, 0, 0, 16)]
+    tags_picture(tmp_path / "t.png", "tags", counts, calibration, {"a": [1.0]}, "F1")
     values = np.array([[0.1, np.nan], [0.3, 0.4]])
     grid_picture(
         tmp_path / "g.png", "grid", {f"panel {n}": values for n in range(5)}, ["x", "y"], ["1", "2"]

@@ -14,10 +14,11 @@ import soundfile
 import torch
 import typer
 from tqdm import tqdm
+from typer.testing import CliRunner
 
 from common import checkpoint
-from common.datasets import Clip, check_no_leaks, load_layout, renamed
-from common.errors import ClassMissing, DatasetMissing, FoldMissing, LeakFound
+from common.datasets import Clip, ClipBank, check_no_leaks, load_layout, renamed
+from common.errors import ClassMissing, DatasetInvalid, DatasetMissing, FoldMissing, LeakFound
 from services.classifier import evaluate, ship
 from services.classifier.config import Config, HybridSettings
 from services.classifier.evaluation import trials
@@ -38,7 +39,7 @@ from services.classifier.evaluation.trials import (
     Trial,
     TrialFailed,
 )
-from services.classifier.recipe import RECIPES, Recipe
+from services.classifier.recipe import RECIPES, Recipe, RecipeInvalid
 from tests.models.hums import hum, three_sets
 from tests.models.urban import PER_FOLD, urban_sound
 
@@ -175,7 +176,10 @@ def folders_of(calls: Sequence[Any]) -> list[str]:
 
 
 def test_a_protocol_goes_on_where_it_was_cut_off(
-    command: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     trained: list[Path] = []
     real = trials.train
@@ -238,6 +242,15 @@ def test_a_protocol_goes_on_where_it_was_cut_off(
     assert shipped.temperature == pytest.approx(pooled_scale.temperature, abs=1e-4)
     assert shipped.shift == pytest.approx(pooled_scale.shift, abs=1e-4)
     assert shipped.segment_shift != before.config.segment_shift
+    written_weights, whole = weights.read_bytes(), first.read_bytes()
+    first.write_bytes(whole[: len(whole) // 2])
+    monkeypatch.setattr(ship, "load_clips", lambda data: clips)
+    with pytest.raises(typer.Exit) as ended:
+        ship.main(weights, tmp_path / "data", [folder / "tiny"], tmp_path / "cache")
+    assert ended.value.exit_code == 1
+    assert f"{first} holds no predictions" in capsys.readouterr().err
+    assert weights.read_bytes() == written_weights
+    first.write_bytes(whole)
     with pytest.raises(DatasetMissing, match=r"\.wav was tested and is not there, nor 11 more"):
         ship.ship(weights, [folder / "tiny"], [], tmp_path / "cache")
     assert after.digest != before.digest
@@ -276,6 +289,52 @@ def test_the_other_data_sets_come_first_once_for_all_folds(
     assert notes["trained_on"]["esc10"] == [1, 3, 4, 5]
     assert notes["trained_on"]["us8k"] == [1, 2, 3]
     assert "| tiny" in (folder / "report.md").read_text()
+
+
+def test_corrupt_clips_end_a_protocol_or_are_left_out(
+    command: Callable[..., None], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [sorted(data.rglob(f"fold{k}/*.wav"))[0] for k in (1, 3)]
+    for path in broken:
+        path.write_bytes(b"no sound")
+    report = tmp_path / "report.json"
+    with pytest.raises(typer.Exit):
+        command(json_path=report)
+    told = capsys.readouterr().err
+    assert all(path.name in told for path in broken)
+    assert not (tmp_path / "runs").exists()
+    command(json_path=report, skip_corrupt=True, folds="1", network=False, peers="forest")
+    assert "left out 2 of 18 clips" in capsys.readouterr().err
+    raw = json.loads(report.read_text())
+    assert set(raw["corrupt"]) == {f"us8k/{p.parent.name}/{p.name}" for p in broken}
+    assert all(raw["corrupt"].values())
+    assert raw["methods"][0]["n"] == 2 * PER_FOLD - 1
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--layout", "us8k"], "--layout means nothing with --protocol"),
+        (["--threshold", "0.3"], "--threshold means nothing with --protocol"),
+        (["--picture", "p.png"], "--picture means nothing with --protocol"),
+        (["--speed"], "--speed means nothing with --protocol"),
+    ],
+)
+def test_options_that_mean_nothing_with_a_protocol(given: list[str], told: str) -> None:
+    app = typer.Typer()
+    app.command()(evaluate.main)
+    command = ["--data", "none", "--protocol", "us8k-lofo"]
+    run = CliRunner().invoke(app, [*command, *given])
+    assert run.exit_code == 2
+    assert told in " ".join(run.output.split())
+
+
+def test_options_that_mean_nothing_without_a_protocol() -> None:
+    app = typer.Typer()
+    app.command()(evaluate.main)
+    run = CliRunner().invoke(app, ["--data", "none", "--seeds", "3"])
+    assert run.exit_code == 2
+    assert "--seeds means nothing without --protocol" in " ".join(run.output.split())
 
 
 def test_another_recipe_in_the_same_folder_is_refused(
@@ -330,6 +389,33 @@ def test_a_leak_ends_it_before_anything_is_trained(trial: Trial, tmp_path: Path)
     leak = replace(trial.train[0], source_id=trial.test[0].source_id)
     with pytest.raises(LeakFound, match="the same Freesound id 2"):
         trials.run_trials([replace(trial, train=(*trial.train, leak))], Machine(tmp_path / "cache"))
+    assert not trial.folder.exists()
+
+
+def test_the_same_samples_on_both_sides_are_dropped_or_end_it(trial: Trial, tmp_path: Path) -> None:
+    waveform, rate_hz = soundfile.read(trial.test[0].path, dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", waveform, rate_hz)
+    copy = replace(trial.train[0], path=tmp_path / "copy.flac", source_id="77", fold=2)
+    with pytest.raises(LeakFound, match="the same samples"):
+        trials.run_trials([replace(trial, train=(*trial.train, copy))], Machine(tmp_path / "cache"))
+    assert not trial.folder.exists()
+    own = [*trial.train, copy]
+    clips = [replace(c, fold=1) for c in trial.test]
+    clips += [replace(c, fold=2) for c in own]
+    bank = ClipBank.open(clips, tmp_path / "cache")
+    [part] = parts_of(PROTOCOLS["us8k-lofo"].over((1,)), clips, only_own=True, bank=bank)
+    assert copy.path not in {c.path for c in part.train}
+    assert part.dropped == 1
+
+
+def test_what_does_not_fit_ends_it_before_a_folder_is_claimed(trial: Trial, tmp_path: Path) -> None:
+    patient = replace(trial, recipe=replace(trial.recipe, patience=2))
+    with pytest.raises(RecipeInvalid, match="patience = 2"):
+        trials.run_trials([patient], Machine(tmp_path / "cache"))
+    two = replace(trial.train[0], labels=("dog", "siren"))
+    softmax = replace(trial, train=(two,), config=replace(trial.config, multi_label=False))
+    with pytest.raises(DatasetInvalid, match="multi_label = false"):
+        trials.run_trials([softmax], Machine(tmp_path / "cache"))
     assert not trial.folder.exists()
 
 

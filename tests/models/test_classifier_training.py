@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+import typer
 
 from common import checkpoint
 from common.datasets import Clip, ClipBank, labels_of, load_layout
 from common.errors import DatasetInvalid, LeakFound, WeightsInvalid
 from common.labels import LABELS
+from common.training_state import save_state
 from services.classifier import train
 from services.classifier.augment import Augmentation, mixed_up
 from services.classifier.config import Config, HybridSettings
@@ -21,7 +27,7 @@ from services.classifier.data import TYPICAL_DB, Batch, BatchMaker, MelBank, act
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import build
 from services.classifier.recipe import RECIPES, Recipe, RecipeInvalid, read_plan
-from services.classifier.selection import choose_share
+from services.classifier.selection import Chosen, choose_share, without_copies
 from services.classifier.train import ClassifierLosses, StepBatches, fit_config_of
 from tests.models.hums import hums
 
@@ -93,6 +99,10 @@ def test_a_recipe_says_what_it_says(tmp_path: Path) -> None:
             "[augmentation] noise_share should be a valid number, not 'x'",
         ),
         ("[training]\nsteps = 3\naugmentation = 3", "augmentation is a table of its own"),
+        (
+            "[model]\nn_mels = 256\nn_fft = 512\n[training]\nsteps = 3",
+            "[model] n_mels: 256 mel bands are too fine for n_fft 512 at 32000 Hz",
+        ),
         ("[model]\nn_mels = 65\n[training]\nsteps = 3", "[model] the classifier's config"),
         ("[model]\nlabels = ['a']\n[training]\nsteps = 3", "labels has no place in a recipe"),
         ("[model]\ntemperature = 2.0", "temperature has no place in a recipe: it is fitted"),
@@ -335,3 +345,129 @@ def test_training_refuses_labels_and_leaks(
     with pytest.raises(LeakFound):
         train.train(clips, bank, config, QUICK, tmp_path / "out", seed=0, validation=clips[:1])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_softmax_takes_one_label_a_clip(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path
+) -> None:
+    clips, bank = small_set
+    two = replace(clips[0], labels=(clips[0].label, clips[-1].label))
+    config = replace(SMALL, labels=labels_of(clips), multi_label=False)
+    with pytest.raises(DatasetInvalid, match="multi_label = false") as refused:
+        train.train([*clips[1:], two], bank, config, QUICK, tmp_path / "out", seed=0)
+    assert str(two.path) in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_patience_needs_clips_that_are_held_out(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path
+) -> None:
+    clips, bank = small_set
+    config, patient = replace(SMALL, labels=labels_of(clips)), replace(QUICK, patience=3)
+    with pytest.raises(RecipeInvalid, match="patience = 3 ends a training by clips"):
+        train.train(clips, bank, config, patient, tmp_path / "out", seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+# The command
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., None]:
+    """The command on a small data set, with a small recipe."""
+    data = hums(tmp_path / "set", ("low", "high"), 4)
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(
+        '[model]\narchitecture = "stride_cnn"\n[model.network]\nchannels = [4, 4, 4, 4]\n'
+        "[training]\nsteps = 2\nbatch_segments = 32\n"
+    )
+
+    def run(**options: Any) -> None:
+        settings = {"data": data, "layout": "folders", "config": recipe, "device": "cpu"}
+        paths = {"out": tmp_path / "out", "cache": tmp_path / "cache"}
+        train.main(**settings | paths | options)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"device": "gpu"}, "error: there is no device 'gpu': cpu, cuda, auto"),
+        ({"device": "cuda"}, "error: there is no GPU that PyTorch can use"),
+        ({"minutes": -1.0}, "error: minutes should be greater than 0, not -1"),
+        ({"steps": 0}, "error: steps should be greater than or equal to 1, not 0"),
+        ({"minutes": 1.0, "steps": 5}, "error: exactly one of epochs, steps and minutes must be"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_sentence(
+    options: dict[str, Any],
+    told: str,
+    command: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(typer.Exit) as ended:
+        command(**options)
+    assert ended.value.exit_code == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def room_for(n_bytes: int) -> Iterator[None]:
+    """Let no file grow beyond ``n_bytes``, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_ends_the_command_and_leaves_no_half(
+    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended, room_for(20_000):
+        command()
+    assert ended.value.exit_code == 1
+    assert "error: File too large" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.part"))
+    with pytest.raises(OSError, match="File too large"), room_for(1_000):
+        save_state(tmp_path / "resume.pt", {"a": torch.zeros(1_000)})
+    assert not list(tmp_path.glob("resume*"))
+
+
+def test_clips_too_short_to_train_on_are_named(
+    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    click = tmp_path / "set" / "low" / "click.wav"
+    soundfile.write(click, np.full(250, 0.1), 16_000)  # 500 samples at 32 kHz: one frame of 320
+    command()
+    told = capsys.readouterr().err
+    assert f"too short to train on: {click}" in told
+    assert "too short to train on: 1 of 9 clips, under 20 ms" in told
+    (tmp_path / "set" / "click").mkdir()
+    click.rename(tmp_path / "set" / "click" / "0.wav")
+    with pytest.raises(typer.Exit):
+        command(out=tmp_path / "other")
+    assert "every clip of the class click is too short to train on" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_same_samples_in_another_format_are_a_leak(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path
+) -> None:
+    clips, _ = small_set
+    waveform, rate_hz = soundfile.read(clips[0].path, dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", waveform, rate_hz)
+    copy = replace(clips[0], path=tmp_path / "copy.flac", source_id="./copy.flac")
+    bank = ClipBank.open([*clips, copy], tmp_path / "cache", RATE)
+    config = replace(SMALL, labels=labels_of(clips))
+    with pytest.raises(LeakFound, match="the same samples"):
+        train.train(clips, bank, config, QUICK, tmp_path / "out", seed=0, validation=[copy])
+    assert not (tmp_path / "out").exists()
+    left = without_copies(Chosen(tuple(clips), (copy,), config.labels), bank)
+    assert left.train == tuple(clips[1:])

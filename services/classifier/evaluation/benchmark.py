@@ -19,7 +19,7 @@ from common.datasets import Clip, ClipBank, labels_of, load_clips, load_layout, 
 from common.datasets.splits import FOLDERS
 from services.classifier.config import Config
 from services.classifier.evaluation.peers import PEER_NAMES, CepstralBank, Peer, peer_logits
-from services.classifier.evaluation.pictures import confusion, evaluation_picture
+from services.classifier.evaluation.pictures import evaluation_picture
 from services.classifier.evaluation.predictions import Predictions, pooled, predictions_of
 from services.classifier.evaluation.protocols import (
     RANDOM_SPLIT,
@@ -37,7 +37,7 @@ from services.classifier.evaluation.reports import (
     write_text,
 )
 from services.classifier.evaluation.results import Result, Summary, calibrated, judged, scales
-from services.classifier.evaluation.scoring import calibration_of, closed_choice
+from services.classifier.evaluation.scoring import calibration_of, closed_choice, confusion_of
 from services.classifier.evaluation.trials import (
     PREDICTIONS_FILE,
     Machine,
@@ -110,7 +110,7 @@ def clips_in_hand(benchmark: Benchmark, data: Path) -> list[Clip]:
 def network_predictions(
     benchmark: Benchmark,
     method: str,
-    clips: Sequence[Clip],
+    bank: ClipBank,
     config: Config,
     recipe: Recipe,
     then: Recipe,
@@ -121,7 +121,7 @@ def network_predictions(
     Args:
         benchmark: what is asked for.
         method: names the folder.
-        clips: in hand.
+        bank: holds the clips in hand.
         config: of the network.
         recipe: of its training.
         then: where the other data sets come first, the recipe of what follows on each fold.
@@ -131,10 +131,10 @@ def network_predictions(
         ValueError: the folds do not fit; a folder holds another training.
         LeakFound: a recording is on both sides.
     """
-    parts = parts_of(benchmark.protocol, clips, benchmark.parts_own)
+    parts = parts_of(benchmark.protocol, bank.clips, benchmark.parts_own, bank)
     starts: dict[int, Trial] = {}
     if benchmark.learning is Learning.OTHERS_FIRST:
-        others = clips_for_every_fold(benchmark.protocol, clips)
+        others = clips_for_every_fold(benchmark.protocol, bank.clips, bank)
         starts = {
             seed: Trial(
                 name=f"{method}, other data sets, seed {seed}",
@@ -147,7 +147,7 @@ def network_predictions(
             )
             for seed in benchmark.seeds
         }
-        run_trials(list(starts.values()), machine)
+        run_trials(list(starts.values()), machine, bank)
     trials = {
         (seed, part.fold): Trial(
             name=f"{method}, fold {part.fold}, seed {seed}",
@@ -163,17 +163,15 @@ def network_predictions(
         for seed in benchmark.seeds
         for part in parts
     }
-    made = run_trials(list(trials.values()), machine)
+    made = run_trials(list(trials.values()), machine, bank)
     return dict(zip(trials, made, strict=True))
 
 
-def peer_predictions(
-    benchmark: Benchmark, peer: Peer, clips: Sequence[Clip], cache: Path
-) -> ByTrial:
+def peer_predictions(benchmark: Benchmark, peer: Peer, bank: ClipBank, cache: Path) -> ByTrial:
     """Fit and test a peer on the same folds; the SVM, without chance, under one seed."""
-    config = Config(labels=labels_of(clips))
+    config = Config(labels=labels_of(bank.clips))
     found: ByTrial = {}
-    parts = parts_of(benchmark.protocol, clips, benchmark.parts_own)
+    parts = parts_of(benchmark.protocol, bank.clips, benchmark.parts_own, bank)
     seeds = benchmark.seeds[:1] if peer == "svm" else benchmark.seeds
     cepstra: CepstralBank | None = None
     trials = [(seed, part) for seed in seeds for part in parts]
@@ -190,8 +188,8 @@ def peer_predictions(
         path = folder / PREDICTIONS_FILE
         if not path.is_file():
             if cepstra is None:
-                bank = ClipBank.open(clips, cache, config.sample_rate, progress=True)
-                cepstra = CepstralBank(bank, clips, config)
+                heard = ClipBank.open(bank.clips, cache, config.sample_rate, progress=True)
+                cepstra = CepstralBank(heard, bank.clips, config)
             logits = peer_logits(peer, cepstra, part.train, part.test, config.labels, seed)
             predictions_of(part.test, logits, config.labels, False).save(path)
         found[seed, part.fold] = Predictions.load(path)
@@ -231,8 +229,7 @@ def _draw(path: Path, result: Result, predictions: ByTrial, among: Sequence[int]
         path,
         f"{summary.method}, {summary.protocol}: accuracy {percent(accuracy.median)} % "
         f"({len(summary.seeds)} seed{'s' if len(summary.seeds) > 1 else ''})",
-        [labels[k] for k in among],
-        confusion(true, choice, among),
+        confusion_of(true, choice, labels, among),
         calibration_of(sure[np.arange(len(sure)), choice], choice == true),
         {
             f"fold {fold}": [t.scores.accuracy for t in result.trials if t.fold == fold]
@@ -242,10 +239,14 @@ def _draw(path: Path, result: Result, predictions: ByTrial, among: Sequence[int]
     )
 
 
-def report(benchmark: Benchmark) -> Report:
+def report(benchmark: Benchmark, corrupt: Mapping[str, str]) -> Report:
     """Write and return the report on every method finished by this protocol so far.
 
     A random split is put beside the official one, where that has been run.
+
+    Args:
+        benchmark: what was asked for.
+        corrupt: the clips that were left out, by id, and why.
     """
     folder = benchmark.out / benchmark.name
     summaries = _summaries(folder)
@@ -253,6 +254,7 @@ def report(benchmark: Benchmark) -> Report:
     raw: dict[str, Any] = {
         "protocol": benchmark.name,
         "methods": [asdict(s) for s in summaries.values()],
+        "corrupt": dict(corrupt),
     }
     if benchmark.protocol.at_random:
         official_name = benchmark.name.removeprefix(f"{RANDOM_SPLIT}-of-")

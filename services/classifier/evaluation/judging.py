@@ -24,13 +24,12 @@ from common.datasets import (
 from common.datasets.clips import RENAMED
 from common.errors import DatasetInvalid, FoldMissing
 from services.classifier.calibration import Scale
-from services.classifier.evaluation.pictures import confusion, evaluation_picture, tags_picture
+from services.classifier.evaluation.pictures import evaluation_picture, tags_picture
 from services.classifier.evaluation.predictions import Array, Predictions, predict, predictions_of
 from services.classifier.evaluation.reports import percent
 from services.classifier.evaluation.scoring import (
     ClipScores,
     TagScores,
-    closed_choice,
     score_clips,
     score_tags,
 )
@@ -191,29 +190,19 @@ def score_by_set(
     return scores
 
 
-def draw(path: Path, title: str, heard: Heard, scores: Scores, among: Sequence[int]) -> None:
-    """Draw the last entry of the scores: the one data set, or all together.
-
-    Args:
-        path: of the PNG.
-        title: what was judged.
-        heard: of the clips.
-        scores: of the same clips.
-        among: numbers of the classes that the data sets have.
-    """
+def draw(path: Path, title: str, scores: Scores) -> None:
+    """Draw the last entry of the scores into a PNG: the one data set, or all together."""
     if scores.tags:
         of_tags = list(scores.tags.values())[-1]
         bars = {c.label: [c.f1] for c in of_tags.classes}
         title = f"{title}: mAP {percent(of_tags.mean_ap)} %"
-        tags_picture(path, title, of_tags.calibration, bars, "F1 by class")
+        tags_picture(path, title, of_tags.counts, of_tags.calibration, bars, "F1 by class")
         return
     of_clips = list(scores.clips.values())[-1]
-    choice = closed_choice(heard.confidence, among)
     evaluation_picture(
         path,
         f"{title}: accuracy {percent(of_clips.accuracy)} % of {of_clips.n} clips",
-        [heard.predictions.labels[k] for k in among],
-        confusion(heard.predictions.truth, choice, among),
+        of_clips.confusion,
         of_clips.calibration,
         {c.label: [c.f1] for c in of_clips.classes},
         "F1 by class",

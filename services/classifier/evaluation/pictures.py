@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.checkpoint import written_beside
-from services.classifier.evaluation.scoring import Calibration
+from services.classifier.evaluation.scoring import Calibration, Confusion, TagCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,20 +33,10 @@ DARK = 0.5
 """From this share of a row on, numbers are white."""
 
 
-def confusion(truth: Array, choice: Array, classes: Sequence[int]) -> Array:
-    """Return (C, C) counts: row, the true class; column, the chosen one; both in ``classes``."""
-    place = {k: at for at, k in enumerate(classes)}
-    counts = np.zeros((len(classes), len(classes)), np.int64)
-    for true, chosen in zip(truth.tolist(), choice.tolist(), strict=True):
-        counts[place[true], place[chosen]] += 1
-    return counts
-
-
 def evaluation_picture(
     path: Path,
     title: str,
-    labels: Sequence[str],
-    counts: Array,
+    confusion: Confusion,
     calibration: Calibration,
     bars: Mapping[str, Sequence[float]],
     bars_title: str,
@@ -56,15 +46,14 @@ def evaluation_picture(
     Args:
         path: where it goes; written beside, then renamed.
         title: of the whole.
-        labels: the C classes of the matrix.
-        counts: (C, C) as ``confusion`` returns them.
+        confusion: which class was taken for which.
         calibration: of the confidence that belongs to the choices.
         bars: by name, the values in [0, 1] whose mean is the bar and which are dots on it.
         bars_title: what the bars are.
     """
     from matplotlib.figure import Figure
 
-    matrix_in = 2.4 + max(4.2, CELL_IN * len(labels))
+    matrix_in = 2.4 + max(4.2, CELL_IN * len(confusion.labels))
     bars_in = 0.9 + BAR_IN * len(bars)
     height_in = max(matrix_in - 0.6, RELIABILITY_IN + bars_in + 0.4)
     figure = Figure(figsize=(matrix_in + SIDE_IN, height_in), dpi=DPI, layout="constrained")
@@ -75,7 +64,7 @@ def evaluation_picture(
         height_ratios=(RELIABILITY_IN, height_in - 0.4 - RELIABILITY_IN),
     )
     figure.suptitle(title)
-    _draw_confusion(figure, figure.add_subplot(grid[:, 0]), labels, counts)
+    _draw_confusion(figure, figure.add_subplot(grid[:, 0]), confusion)
     _draw_reliability(figure.add_subplot(grid[0, 1]), calibration)
     _draw_bars(figure.add_subplot(grid[1, 1]), bars, bars_title)
     _save(figure, path)
@@ -84,18 +73,29 @@ def evaluation_picture(
 def tags_picture(
     path: Path,
     title: str,
+    counts: Sequence[TagCounts],
     calibration: Calibration,
     bars: Mapping[str, Sequence[float]],
     bars_title: str,
 ) -> None:
-    """Draw what there is to see where clips have several labels: no confusion matrix."""
+    """Draw what there is to see where clips have several labels: a two by two for each label.
+
+    Args:
+        path: where it goes; written beside, then renamed.
+        title: of the whole.
+        counts: of each label, hits and misses, false alarms and what was rightly not found.
+        calibration: of all pairs of clip and label.
+        bars: as for ``evaluation_picture``.
+        bars_title: what the bars are.
+    """
     from matplotlib.figure import Figure
 
-    height_in = max(4.6, 1.2 + BAR_IN * len(bars))
-    figure = Figure(figsize=(2 * SIDE_IN, height_in), dpi=DPI, layout="constrained")
+    height_in = max(4.6, 1.2 + BAR_IN * max(len(bars), len(counts)))
+    figure = Figure(figsize=(3 * SIDE_IN, height_in), dpi=DPI, layout="constrained")
     figure.suptitle(title)
-    left, right = figure.subplots(1, 2)
-    _draw_reliability(left, calibration)
+    left, middle, right = figure.subplots(1, 3)
+    _draw_counts(left, counts)
+    _draw_reliability(middle, calibration)
     _draw_bars(right, bars, bars_title)
     _save(figure, path)
 
@@ -151,8 +151,9 @@ def grid_picture(
     _save(figure, path)
 
 
-def _draw_confusion(figure: Figure, ax: Axes, labels: Sequence[str], counts: Array) -> None:
+def _draw_confusion(figure: Figure, ax: Axes, confusion: Confusion) -> None:
     """Colour by share of the row, number by count."""
+    labels, counts = confusion.labels, np.array(confusion.counts)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = ax.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
     size = 9 if len(labels) <= NUMBERED_CLASSES else 7
@@ -170,6 +171,22 @@ def _draw_confusion(figure: Figure, ax: Axes, labels: Sequence[str], counts: Arr
                 colour = "white" if shares[row, column] >= DARK else "black"
                 ax.text(column, row, str(n), ha="center", va="center", fontsize=7, color=colour)
     figure.colorbar(image, ax=ax, label="share of the row", fraction=0.04, pad=0.02, shrink=0.6)
+
+
+def _draw_counts(ax: Axes, counts: Sequence[TagCounts]) -> None:
+    """A row per label; colour by share of the clips that have it, or that do not."""
+    numbers = np.array([(c.hits, c.misses, c.false_alarms, c.rejections) for c in counts])
+    halves = numbers.reshape(-1, 2, 2)
+    shares = (halves / np.maximum(halves.sum(axis=2, keepdims=True), 1)).reshape(-1, 4)
+    ax.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    size = 8 if len(counts) <= NUMBERED_CLASSES else 6
+    ax.set_xticks(range(4), ["hits", "misses", "false alarms", "rightly not"], fontsize=8)
+    ax.set_yticks(range(len(counts)), [c.label for c in counts], fontsize=size)
+    ax.axvline(1.5, color="black", linewidth=0.8)
+    for (row, column), n in np.ndenumerate(numbers):
+        colour = "white" if shares[row, column] >= DARK else "black"
+        ax.text(column, row, str(n), ha="center", va="center", fontsize=size - 1, color=colour)
+    ax.set_title("clips: labels found and not", fontsize=10)
 
 
 def _draw_reliability(ax: Axes, calibration: Calibration) -> None:

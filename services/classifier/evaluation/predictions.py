@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common.checkpoint import written_beside
 from common.datasets import Clip, ClipBank
+from common.errors import PermanentError
 from services.classifier.calibration import Scale
 from services.classifier.model import Classifier
 
@@ -22,6 +23,12 @@ Array = np.ndarray[Any, Any]
 
 BATCH_SEGMENTS = 512
 """At most so many segments are computed at once: eight clips of 5 s."""
+
+
+class PredictionsInvalid(PermanentError):
+    """Predictions cannot be read, or not be put together."""
+
+    code = "predictions_invalid"
 
 
 @dataclass(frozen=True)
@@ -65,11 +72,11 @@ class Predictions:
         """Read what ``save`` wrote.
 
         Raises:
-            ValueError: the file is missing, damaged, or something else.
+            PredictionsInvalid: the file is missing, damaged, or something else.
         """
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(
+                made = cls(
                     logits=file["logits"],
                     present=file["present"],
                     labels=tuple(file["labels"].tolist()),
@@ -77,8 +84,21 @@ class Predictions:
                     clips=tuple(file["clips"].tolist()),
                     folds=file["folds"],
                 )
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} holds no predictions: {error}") from error
+        except (
+            OSError,
+            EOFError,
+            KeyError,
+            ValueError,
+            TypeError,  # an array alone, or labels of no kind
+            zipfile.BadZipFile,
+        ) as error:
+            raise PredictionsInvalid(f"{path} holds no predictions: {error}") from error
+        shape = (len(made.clips), len(made.labels))
+        if made.logits.shape != shape or made.present.shape != shape:
+            raise PredictionsInvalid(
+                f"{path} holds no predictions: its parts do not fit each other"
+            )
+        return made
 
 
 def clip_id(clip: Clip) -> str:
@@ -108,13 +128,13 @@ def pooled(parts: Sequence[Predictions]) -> Predictions:
     """Return predictions of one kind, over the same labels, as one.
 
     Raises:
-        ValueError: they are none, or their labels or kinds differ.
+        PredictionsInvalid: they are none, or their labels or kinds differ.
     """
     if not parts:
-        raise ValueError("there are no predictions")
+        raise PredictionsInvalid("there are no predictions")
     first = parts[0]
     if any((p.labels, p.multi_label) != (first.labels, first.multi_label) for p in parts):
-        raise ValueError("predictions over different labels cannot be pooled")
+        raise PredictionsInvalid("predictions over different labels cannot be pooled")
     return Predictions(
         logits=np.concatenate([p.logits for p in parts]),
         present=np.concatenate([p.present for p in parts]),

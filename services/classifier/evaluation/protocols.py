@@ -16,7 +16,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from common.datasets import Clip, Dataset, drop_leaks, labels_of, select_folds
+from common.datasets import Clip, ClipBank, Dataset, drop_leaks, labels_of, select_folds
 from common.errors import ClassMissing, DatasetMissing
 
 SPLIT_SEED = 2026
@@ -69,26 +69,34 @@ class Part:
     dropped: int
 
 
-def clips_for_every_fold(protocol: Protocol, clips: Sequence[Clip]) -> tuple[Clip, ...]:
+def clips_for_every_fold(
+    protocol: Protocol, clips: Sequence[Clip], bank: ClipBank | None = None
+) -> tuple[Clip, ...]:
     """Return the clips of other data sets that share no recording with any of the protocol's own.
+
+    Where a bank of them is given, nor samples.
 
     Raises:
         DatasetMissing: there are none.
     """
     own = [clip for clip in clips if clip.dataset == protocol.dataset]
-    left = drop_leaks([clip for clip in clips if clip.dataset != protocol.dataset], own).kept
+    others = [clip for clip in clips if clip.dataset != protocol.dataset]
+    left = drop_leaks(others, own, bank=bank).kept
     if not left:
         raise DatasetMissing(f"nothing but {protocol.dataset} is there to learn from first")
     return left
 
 
-def parts_of(protocol: Protocol, clips: Sequence[Clip], only_own: bool) -> list[Part]:
+def parts_of(
+    protocol: Protocol, clips: Sequence[Clip], only_own: bool, bank: ClipBank | None = None
+) -> list[Part]:
     """Return what each fold trains on and is tested on.
 
     Args:
         protocol: says which clips test.
         clips: of all data sets in hand.
         only_own: train on the data set's own other folds alone.
+        bank: where given, what has the samples of a test clip does not train either.
 
     Raises:
         FoldMissing: a fold has no clip.
@@ -102,10 +110,10 @@ def parts_of(protocol: Protocol, clips: Sequence[Clip], only_own: bool) -> list[
     for fold in protocol.folds:
         split = select_folds(own, [fold])
         if protocol.at_random:
-            left = drop_leaks(others, split.test)
+            left = drop_leaks(others, split.test, bank=bank)
             train = (*split.train, *left.kept)
         else:
-            left = drop_leaks([*split.train, *others], split.test)
+            left = drop_leaks([*split.train, *others], split.test, bank=bank)
             train = left.kept
         for label in labels_of(split.test):
             if label not in labels_of(train):

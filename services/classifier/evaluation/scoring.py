@@ -56,12 +56,32 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Confusion:
+    """Which class was taken for which: ``counts[true][chosen]`` clips, both in ``labels``."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class TagCounts:
+    """How often one of several labels was found where it is and where it is not, in clips."""
+
+    label: str
+    hits: int
+    misses: int
+    false_alarms: int
+    rejections: int  # rightly not found
+
+
+@dataclass(frozen=True)
 class ClipScores:
     """Clips with one label each. Shares in [0, 1]; higher is better but for the calibration.
 
     Closed: the best of the labels that the data set has. Open: the best of all that the model
     knows. The macro measures, all closed, are means over the labels that occur; ``mean_ap`` and
     ``auc`` (one against the rest) are None where no label has clips both of it and not of it.
+    ``confusion`` is of the closed choice, over all labels that the data set has.
     """
 
     n: int
@@ -76,6 +96,7 @@ class ClipScores:
     calibration: Calibration
     open_calibration: Calibration
     classes: tuple[ClassScore, ...]
+    confusion: Confusion
 
     @property
     def ece(self) -> float:
@@ -92,12 +113,19 @@ class ClipScores:
 class TagScores:
     """Clips with any number of labels. Shares in [0, 1]; higher is better but for calibration.
 
-    ``lwlrap`` is the label-weighted label-ranking average precision. F1 counts every label whose
-    confidence reaches ``threshold``. ``calibration`` is over all pairs of clip and label.
+    A label counts as found where its confidence reaches ``threshold``. ``accuracy``: exactly the
+    labels of the clip were found. ``top3``: one of them is among the best three, of clips that have
+    any. ``lwlrap`` is the label-weighted label-ranking average precision. The macro measures are
+    means over the labels that occur. ``calibration`` is over all pairs of clip and label,
+    ``counts`` are of the labels that occur or were found.
     """
 
     n: int
     threshold: float
+    accuracy: float
+    top3: float
+    macro_precision: float
+    macro_recall: float
     mean_ap: float | None
     auc: float | None
     lwlrap: float
@@ -105,6 +133,7 @@ class TagScores:
     micro_f1: float
     calibration: Calibration
     classes: tuple[ClassScore, ...]
+    counts: tuple[TagCounts, ...]
 
 
 @dataclass(frozen=True)
@@ -158,6 +187,24 @@ def closed_choice(confidence: Array, among: Sequence[int]) -> Array:
     return best
 
 
+def confusion_of(
+    truth: Array, choice: Array, labels: Sequence[str], among: Sequence[int]
+) -> Confusion:
+    """Return which class was taken for which.
+
+    Args:
+        truth: (N,) class numbers.
+        choice: (N,) class numbers.
+        labels: the K classes.
+        among: the numbers of those that the matrix has, all of ``truth`` and ``choice`` in them.
+    """
+    place = {k: at for at, k in enumerate(among)}
+    counts = np.zeros((len(among), len(among)), np.int64)
+    for true, chosen in zip(truth.tolist(), choice.tolist(), strict=True):
+        counts[place[true], place[chosen]] += 1
+    return Confusion(tuple(labels[k] for k in among), tuple(map(tuple, counts.tolist())))
+
+
 def score_clips(
     confidence: Array, truth: Array, labels: Sequence[str], among: Sequence[int] | None = None
 ) -> ClipScores:
@@ -188,6 +235,7 @@ def score_clips(
         calibration=calibration_of(confidence[rows, best], best == truth),
         open_calibration=calibration_of(confidence[rows, open_best], open_best == truth),
         classes=classes,
+        confusion=confusion_of(truth, best, labels, allowed.tolist()),
     )
 
 
@@ -211,6 +259,10 @@ def score_tags(
     return TagScores(
         n=len(present),
         threshold=threshold,
+        accuracy=float((found == present).all(axis=1).mean()),
+        top3=_top3(confidence, present),
+        macro_precision=float(np.mean([score.precision for score in classes])),
+        macro_recall=float(np.mean([score.recall for score in classes])),
         mean_ap=_mean_ap(classes),
         auc=_auc(present, confidence),
         lwlrap=float(
@@ -222,6 +274,29 @@ def score_tags(
         micro_f1=float(f1_score(present, found, average="micro", zero_division=0)),
         calibration=calibration_of(confidence.ravel(), present.ravel()),
         classes=classes,
+        counts=_tag_counts(present, found, labels),
+    )
+
+
+def _top3(confidence: Array, present: Array) -> float:
+    """Return the share of the clips with labels that have one among their best three."""
+    labelled = present.any(axis=1)
+    best = np.argsort(-confidence[labelled], axis=1, kind="stable")[:, :3]
+    hit = np.take_along_axis(present[labelled], best, axis=1).any(axis=1)
+    return float(hit.mean()) if len(hit) else 0.0
+
+
+def _tag_counts(present: Array, found: Array, labels: Sequence[str]) -> tuple[TagCounts, ...]:
+    """Return the counts of the labels that occur or were found, from (N, K) of bool, twice."""
+    return tuple(
+        TagCounts(
+            label=labels[k],
+            hits=int((present[:, k] & found[:, k]).sum()),
+            misses=int((present[:, k] & ~found[:, k]).sum()),
+            false_alarms=int((~present[:, k] & found[:, k]).sum()),
+            rejections=int((~present[:, k] & ~found[:, k]).sum()),
+        )
+        for k in np.flatnonzero((present | found).any(axis=0)).tolist()
     )
 
 

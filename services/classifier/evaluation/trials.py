@@ -24,6 +24,7 @@ from common.checkpoint import written_beside
 from common.datasets import Clip, ClipBank, check_no_leaks
 from common.errors import PermanentError
 from common.training_watch import JOURNAL_FILE
+from services.classifier.admission import check_fits, check_long_enough
 from services.classifier.config import Config
 from services.classifier.evaluation.predictions import Predictions, clip_id, predict, predictions_of
 from services.classifier.infer import load
@@ -99,29 +100,31 @@ class TrialFailed(PermanentError):
     code = "trial_failed"
 
 
-def run_trials(trials: Sequence[Trial], machine: Machine) -> list[Predictions]:
+def run_trials(
+    trials: Sequence[Trial], machine: Machine, bank: ClipBank | None = None
+) -> list[Predictions]:
     """Do the trials that are not finished yet and return the predictions of all, in their order.
+
+    Args:
+        trials: of one sample rate.
+        machine: what they run on.
+        bank: holds the clips of all, if there is one already; what it has digested is not read
+            again to find equal samples.
 
     Raises:
         OtherTrial: a folder holds a trial of other settings, clips or seed.
-        LeakFound: a recording is on both sides of a trial that is not ``leaky``.
+        LeakFound: a recording, or samples, are on both sides of a trial that is not ``leaky``.
+        DatasetInvalid, RecipeInvalid: clips or recipe do not fit, as ``check_fits`` says.
+        ClassMissing: every clip of a class is too short to train on.
+        ClipsCorrupt: clips cannot be decoded.
         TrialFailed: one did, in a process of its own.
     """
-    for trial in trials:
-        if not trial.leaky:
-            check_no_leaks(trial.train, trial.test)
-        claim(trial.folder, trial.made_of)
     todo = [trial for trial in trials if not (trial.folder / PREDICTIONS_FILE).is_file()]
+    _check(trials, todo, machine, bank)
+    for trial in trials:
+        claim(trial.folder, trial.made_of)
     done = len(trials) - len(todo)
     with tqdm(total=len(trials), initial=done, desc="trainings", unit="training") as bar:
-        if todo:
-            # decoded here, so that no two processes wait for each other
-            ClipBank.open(
-                list({c.path: c for t in todo for c in (*t.train, *t.test)}.values()),
-                machine.cache,
-                todo[0].config.sample_rate,
-                progress=True,
-            )
         if machine.jobs == 1:
             for trial in todo:
                 bar.write(f"{trial.name}: {len(trial.train)} clips, tested on {len(trial.test)}")
@@ -130,6 +133,29 @@ def run_trials(trials: Sequence[Trial], machine: Machine) -> list[Predictions]:
         else:
             side_by_side(todo, machine, bar)
     return [Predictions.load(trial.folder / PREDICTIONS_FILE) for trial in trials]
+
+
+def _check(
+    trials: Sequence[Trial], todo: Sequence[Trial], machine: Machine, bank: ClipBank | None
+) -> None:
+    """Refuse trials that cannot be or that would flatter; of those to do, decode all clips."""
+    for trial in trials:
+        check_fits(trial.train, (), trial.config, trial.recipe)
+        if not trial.leaky:
+            check_no_leaks(trial.train, trial.test)
+    if not todo:
+        return
+    if bank is None:  # decoded here, so that no two processes wait for each other
+        bank = ClipBank.open(
+            list({c.path: c for t in todo for c in (*t.train, *t.test)}.values()),
+            machine.cache,
+            todo[0].config.sample_rate,
+            progress=True,
+        )
+    for trial in todo:
+        check_long_enough(trial.train, bank, trial.config)
+        if not trial.leaky:
+            check_no_leaks(trial.train, trial.test, bank=bank)
 
 
 def run_trial(trial: Trial, machine: Machine) -> None:
@@ -224,14 +250,17 @@ def claim(folder: Path, made_of: dict[str, Any]) -> None:
     """Write down what a trial's folder is for, or compare it with what is written there.
 
     Raises:
-        OtherTrial: the folder is for something else.
+        OtherTrial: the folder is for something else, or does not say for what.
     """
     path = folder / TRIAL_FILE
     if not path.is_file():
         with written_beside(path) as beside:
             beside.write_text(json.dumps(made_of, indent=1, sort_keys=True) + "\n")
         return
-    theirs = json.loads(path.read_text())
+    try:
+        theirs = json.loads(path.read_text())
+    except ValueError as error:
+        raise OtherTrial(f"{path} cannot be read: {error}; delete {folder}") from error
     if theirs != made_of:
         raise OtherTrial(
             f"{folder} holds another training: it differs in "

@@ -17,6 +17,7 @@ import torch
 import typer
 
 from common.audio import read_clip
+from common.checkpoint import written_beside
 from common.datasets import Clip, load_layout
 from services.classifier.config import WINDOW_SEGMENTS
 from services.classifier.explain.answers import MAPS, question_of
@@ -61,7 +62,8 @@ def main(
         )
     if json_path is not None:
         document = {"weights": loaded.digest, "clips": len(clips), "table": table, "rows": rows}
-        json_path.write_text(json.dumps(document, indent=1) + "\n")
+        with written_beside(json_path) as beside:
+            beside.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _first_of_each(clips: list[Clip], count: int) -> list[Clip]:
