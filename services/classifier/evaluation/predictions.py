@@ -75,7 +75,8 @@ class Predictions:
             PredictionsInvalid: the file is missing, damaged, or something else.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # opened here, since NumPy leaves a file that it cannot read open
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 made = cls(
                     logits=file["logits"],
                     present=file["present"],
