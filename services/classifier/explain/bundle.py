@@ -101,6 +101,7 @@ class Bundle:
             "sum": _rounded(relevance.total),
             "beyond_the_end": _rounded(relevance.beyond),
             "conservation_error": _rounded(relevance.conservation_error),
+            "spread_evenly": _rounded(relevance.spread),
             "most_relevant": {
                 "share_of_relevance": TOP_SHARE,
                 "share_of_bins": round(float(reason.chosen.mean()), 4),

@@ -55,9 +55,9 @@ ABOUT: dict[ExplainMethod, About] = {
         evidence="strong",
     ),
     "attention_rollout": About(
-        "attention rollout",
-        "where the patch branch looked, whatever the label",
-        of_label=False,
+        "attention rollout, weighted by gradients",
+        "what the patch branch attended to that speaks for the label; coarse, of this branch only",
+        of_label=True,
         signed=False,
         evidence="weak",
     ),

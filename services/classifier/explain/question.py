@@ -55,13 +55,16 @@ class Relevance:
 
     ``total`` is what ``values`` and ``beyond`` should sum up to, ``conservation_error`` by what
     share of it they miss it; both None where the method promises no sum. ``beyond`` is the
-    relevance of what a network fills up a short window with.
+    relevance of what a network fills up a short window with. ``spread`` is the share of the
+    relevance that no input accounts for and that was spread evenly on its way, None where a method
+    spreads none.
     """
 
     values: FloatArray
     total: float | None = None
     conservation_error: float | None = None
     beyond: float = 0.0
+    spread: float | None = None
 
 
 def relevance_of(values: Tensor, total: float | None = None) -> Relevance:

@@ -1,11 +1,19 @@
-"""Attention rollout through the patch branch of ``hybrid``.
+"""Attention rollout through the patch branch of ``hybrid``, weighted by gradients.
 
-Source: Abnar and Zuidema 2020, "Quantifying attention flow in transformers": heads averaged, half
-of each layer passes by its attention (the residual connection), the layers multiplied. We depart in
-that there is no class token: every cell is read out alike, so the rows are averaged.
+Source: Chefer, Gur and Wolf 2021, "Generic attention-model explainability for interpreting bi-modal
+and encoder-decoder transformers", section 3.2: an attention counts by its gradient, so by what it
+did for the label, heads are averaged over what speaks for it, and the layers are added up as the
+residual connections let them pass. The rollout of Abnar and Zuidema 2020, "Quantifying attention
+flow in transformers", which asks for no label, failed deletion here (better than chance on 3 of 10
+clips).
+
+We depart in that there is no class token to start from: every cell is read out, and counts by what
+its last value adds to the logit (value x gradient).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,25 +21,69 @@ from torch import Tensor
 
 from services.classifier.config import CELL_FRAMES
 from services.classifier.explain.question import Question, Relevance, relevance_of
-from services.classifier.networks.hybrid import Hybrid
+from services.classifier.networks.hybrid import AttentionLayer, Hybrid
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What the patch branch did for a label.
+
+    ``attentions`` per layer, (heads, cells, cells), each attention times its gradient; ``cells``
+    (cells,): what each cell's last value adds to the logit, to first order.
+    """
+
+    attentions: tuple[Tensor, ...]
+    cells: Tensor
 
 
 def rolled_out(attentions: tuple[Tensor, ...]) -> Tensor:
-    """Return where each cell's value comes from, (cells, cells); every row sums to 1.
+    """Return from where each cell's value comes, (cells, cells), at least 0.
 
     Args:
-        attentions: per layer, (heads, cells, cells), rows summing to 1.
+        attentions: per layer, (heads, cells, cells); what is below 0 is left out.
     """
     n_cells = attentions[0].shape[-1]
-    itself = torch.eye(n_cells, device=attentions[0].device)
-    flow = itself
+    flow = torch.eye(n_cells, dtype=attentions[0].dtype, device=attentions[0].device)
     for attention in attentions:
-        flow = (0.5 * attention.mean(0) + 0.5 * itself) @ flow
+        flow = flow + attention.clamp(min=0.0).mean(0) @ flow
     return flow
 
 
+def attended(question: Question, network: Hybrid) -> Attended:
+    """Return attentions and last values of cells, each by what it adds to the label's logit."""
+    layers: list[AttentionLayer] = list(network.patch.layers.children())
+    inputs: list[Tensor] = []
+    projected: list[Tensor] = []  # queries, keys and values, (1, cells, 3 width)
+    mixed: list[Tensor] = []  # the values, mixed by attention, (1, cells, width)
+    last: list[Tensor] = []  # (1, cells, width)
+    handles = [network.patch.norm.register_forward_hook(lambda _m, _x, output: last.append(output))]
+    for layer in layers:
+        handles += [
+            layer.register_forward_pre_hook(lambda _m, x: inputs.append(x[0])),
+            layer.qkv.register_forward_hook(lambda _m, _x, output: projected.append(output)),
+            layer.out.register_forward_pre_hook(lambda _m, x: mixed.append(x[0])),
+        ]
+    try:
+        with torch.enable_grad():
+            logit = question.logits(question.logmel.detach().requires_grad_(), question.cells)
+    finally:
+        for handle in handles:
+            handle.remove()
+    *by_mixed, by_last = torch.autograd.grad(logit.sum(), [*mixed, *last])
+    found = []
+    with torch.no_grad():
+        for layer, x, qkv, gradient in zip(layers, inputs, projected, by_mixed, strict=True):
+            _, cells, width = gradient.shape
+            split = (cells, layer.heads, width // layer.heads)
+            values = qkv[0, :, 2 * width :].view(split).transpose(0, 1)
+            by_head = gradient[0].view(split).transpose(0, 1)
+            by_attention = by_head @ values.transpose(1, 2)  # (heads, cells, cells)
+            found.append(layer.attention(x)[0] * by_attention)
+    return Attended(tuple(found), (last[0] * by_last)[0].sum(1).detach())
+
+
 def attention_rollout(question: Question) -> Relevance:
-    """Return how much of all cells' values comes from each place, at least 0; sums to 1.
+    """Return how much comes from each place of what the patch branch has for the label, at least 0.
 
     Raises:
         TypeError: the network is no `hybrid`.
@@ -39,9 +91,8 @@ def attention_rollout(question: Question) -> Relevance:
     x, network = question.logmel, question.model.network
     if not isinstance(network, Hybrid):
         raise TypeError("only hybrid attends")
-    with torch.no_grad():
-        attentions = network.attentions(question.model.network_input(x))
-        source = rolled_out(tuple(attention[0] for attention in attentions)).mean(0)
+    found = attended(question, network)
+    source = found.cells.clamp(min=0.0) @ rolled_out(found.attentions)
     T = x.shape[2]
     grid = source.reshape(1, 1, -1, T // CELL_FRAMES)  # (1, 1, f, t)
     bins_per_cell = x[0].numel() / source.numel()
