@@ -74,8 +74,12 @@ def scene(label: str, seed: int, clip_s: float = CLIP_S, onset_s: float | None =
 
 @cache
 def heard(architecture: str) -> Classifier:
-    """Return a classifier of an architecture that tells the two bursts apart, in eval mode."""
-    torch.manual_seed(0)
+    """Return a classifier of an architecture that tells the two bursts apart, in eval mode.
+
+    The seed is one under which all four learn that from few clips: how a network judges cannot be
+    explained where it guesses.
+    """
+    torch.manual_seed(2)
     generator = np.random.default_rng(0)
     model = build(Config(architecture, LABELS, network=NETWORKS[architecture], dropout=0.0))
     clips, present = [], []
