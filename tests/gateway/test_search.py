@@ -97,6 +97,7 @@ def test_a_text_is_explained(gateway: Gateway) -> None:
         "others": ["cat"],
         "unknown": ["zorb"],
         "intent": "remove",
+        "judged": False,
         "abstained": None,
         "detail": None,
         "known": list(LABELS),
