@@ -19,6 +19,7 @@ from common.errors import EncoderInvalid
 from common.text.reading import known_phrases
 from common.text.understanding import Guess
 
+ALIKE = 1e-6  # cosines that differ by less are equal but for rounding
 Vectors = NDArray[np.float32]
 
 
@@ -48,7 +49,8 @@ class Encoder:
         seen = vectors.any(axis=1)
         self._vectors: Vectors = vectors[seen]
         self._meant = [label for (_, label), has in zip(phrases, seen, strict=True) if has]
-        if not any(self._meant):
+        self._named = sum(map(bool, self._meant))  # they come first
+        if not self._named:
             raise EncoderInvalid(f"the model in {folder} has no word that names a label")
 
     def nearest(self, words: str) -> Guess | None:
@@ -57,9 +59,9 @@ class Encoder:
         None where no label is similar enough, and where something that is no label is more so.
         """
         similar = self._vectors @ self._encode([words])[0]
-        best = int(similar.argmax())
-        similarity = min(1.0, float(similar[best]))
-        if not self._meant[best] or similarity < self._threshold:
+        best = int(similar[: self._named].argmax())
+        similarity = max(0.0, min(1.0, float(similar[best])))
+        if similarity < self._threshold or similar.max() > similar[best] + ALIKE:
             return None
         return Guess(self._meant[best], similarity)
 

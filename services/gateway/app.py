@@ -78,7 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         registry=registry,
         metrics=metrics,
         checker=checker,
-        wording=wording_of(settings, lambda why: log.error("not all texts", detail=why)),
+        wording=wording_of(settings, lambda why: log.error("texts are read with less", detail=why)),
     )
 
     @asynccontextmanager

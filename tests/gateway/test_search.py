@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from common.labels import LABELS
+from common.settings import Settings
 from services.gateway import search
-from tests.gateway.conftest import STACKS, Gateway, problem
+from tests.gateway.conftest import STACKS, Gateway, problem, running
 from tests.gateway.filled import fill, heard
+from tests.text.models import make_model
 
 EMBEDDED = pytest.mark.parametrize(
     ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
@@ -132,3 +135,18 @@ def test_what_to_remove_in_words(gateway: Gateway) -> None:
     recording_id = gateway.client.post(path, params=params, content=b"RIFF").json()["id"]
     runs = gateway.get(f"/v1/recordings/{recording_id}")["runs"]
     assert runs[-1]["parameters"] == {"remove": ["rain"]}
+
+
+@EMBEDDED
+def test_an_encoder_judges_and_a_bad_one_breaks_nothing(
+    gateway_settings: Settings, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"text_encoder": make_model(tmp_path / "encoder")}
+    with running(gateway_settings.model_copy(update=changes)) as gateway:
+        found = gateway.get("/v1/text", params={"text": "the loud kennel"})
+        assert (found["labels"], found["judged"], found["unknown"]) == (["dog"], True, [])
+        assert gateway.get("/v1/text", params={"text": "remove the kennel"})["labels"] == []
+    changes = {"text_encoder": tmp_path / "gone", "classifier_weights": tmp_path / "gone"}
+    with running(gateway_settings.model_copy(update=changes)) as gateway:
+        found = gateway.get("/v1/text", params={"text": "the loud kennel"})
+        assert (found["labels"], found["judged"], found["known"]) == ([], False, list(LABELS))

@@ -107,7 +107,7 @@ def measure(with_wrong: bool) -> dict[str, Any]:
 
 
 def measure_encoder(folder: Path) -> dict[str, Any]:
-    """Return what a sentence encoder adds to the words alone, for each of its thresholds."""
+    """Return what a sentence encoder adds, by its threshold; above 1 it adds nothing."""
     from common.text.encoder import Encoder
 
     known = [case for name in ("paraphrases", "development") for case in cases(name)]
