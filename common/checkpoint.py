@@ -19,8 +19,8 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from common.errors import WeightsInvalid
+from common.weights_header import CONFIG_KEY, metadata_of
 
-CONFIG_KEY = "config"
 NOTES_KEY = "notes"
 """Within the config's JSON: of two keys in the header, safetensors does not keep the order."""
 
@@ -87,7 +87,7 @@ def load(path: Path) -> Checkpoint:
     try:
         content = path.read_bytes()
         tensors = safetensors.torch.load(content)
-        config = json.loads(_metadata(content)[CONFIG_KEY])
+        config = json.loads(metadata_of(content)[CONFIG_KEY])
     except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
         raise WeightsInvalid(f"the weights file {path.name} cannot be read: {error}") from error
     if not isinstance(config, dict):
@@ -117,11 +117,3 @@ def _sync(path: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """Return the metadata of a safetensors file: a little-endian length, then a JSON header."""
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    metadata: dict[str, str] = header["__metadata__"]
-    return metadata

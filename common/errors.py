@@ -16,6 +16,7 @@ SoundmillError
 │   ├── SourceInvalid          a source cannot be read (any further); carries its code
 │   ├── MessageRefused         a message of a version we do not know, or not a message at all
 │   ├── WeightsInvalid         a weights file does not fit its config or digest
+│   ├── EncoderInvalid         the sentence encoder of the settings cannot be used
 │   ├── DatasetError           training data are at fault; seen by who trains or evaluates
 │   │   ├── DatasetMissing     a folder, table, column or audio file is not there
 │   │   ├── DatasetInvalid     a table, a name or a label that is refused; says which line
@@ -103,6 +104,10 @@ class MessageRefused(PermanentError):
 
 class WeightsInvalid(PermanentError):
     code = "weights_invalid"
+
+
+class EncoderInvalid(PermanentError):
+    code = "encoder_invalid"
 
 
 class DatasetError(PermanentError):

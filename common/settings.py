@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+OptionalPath = Annotated[Path | None, BeforeValidator(lambda value: value or None)]
+"""A path; a variable that is set to nothing is not set."""
 
 
 class Settings(BaseSettings):
@@ -82,7 +86,11 @@ class Settings(BaseSettings):
     drain_grace_s: float = 15.0  # a worker that is to stop gives back what it has not done by then
     torch_threads: int = Field(default=1, ge=1)
     device: str = "auto"  # "auto", "cpu" or "cuda"
-    classifier_weights: Path | None = None  # of one's own, in place of those that are shipped
+    classifier_weights: OptionalPath = None  # of one's own, in place of those that are shipped
+
+    # Texts, in the gateway and in ``soundmill text``
+    text_encoder: OptionalPath = None  # a folder with a model of model2vec; nothing is downloaded
+    text_encoder_threshold: float = Field(default=0.75, ge=0.0, le=1.0)  # the least similarity
 
     # Watching: every process but the gateway, which has its own port, serves /metrics, /health and
     # /ready here

@@ -269,6 +269,7 @@ class Understood(Record):
     others: list[str] = []
     unknown: list[str] = []
     intent: str | None = None
+    judged: bool = False
     abstained: str | None = None
     detail: str | None = None
     known: list[str] = []

@@ -24,8 +24,9 @@ from client.commands.output import say, say_json, told_plainly
 from client.errors import InputInvalid
 from client.home import Home
 from client.place import Place, find_job
-from common.labels import LABELS
-from common.text.understanding import WHY, Understood, understand
+from common.settings import Settings
+from common.text.understanding import WHY, Understood
+from common.wording import wording_of
 
 SHOWN = 5  # events of a recording
 PAGE = 100  # hits of one request
@@ -140,21 +141,23 @@ def text(
 ) -> None:
     """Tell how a request in words is understood. Needs no gateway.
 
-    Leaves with 1 where it is not.
+    Leaves with 1 where it is not. Labels of your own and an encoder are those of the settings here.
     """
-    meant = understand(words)
+    wording = wording_of(Settings(), lambda why: typer.echo(f"soundmill: {why}.", err=True))
+    meant = wording.understand(words)
     if as_json:
         why = WHY[meant.abstained] if meant.abstained else None
-        say_json({"labels": meant.labels, **asdict(meant), "detail": why, "known": LABELS})
+        known = wording.labels
+        say_json({"labels": meant.labels, **asdict(meant), "detail": why, "known": known})
     else:
-        _say_meaning(meant)
+        _say_meaning(meant, wording.labels)
     if meant.abstained:
         raise typer.Exit(1)
 
 
-def _say_meaning(meant: Understood) -> None:
+def _say_meaning(meant: Understood, known: tuple[str, ...]) -> None:
     for guess in meant.guesses:
-        say(f"{guess.label}  {guess.confidence:.2f}")
+        say(f"{guess.label}  {guess.confidence:.2f}{'  by the encoder' if meant.judged else ''}")
     for name, found in (
         ("perhaps", [f"{guess.label} ({guess.confidence:.2f})" for guess in meant.unsure]),
         ("not meant", meant.excluded),
@@ -164,7 +167,7 @@ def _say_meaning(meant: Understood) -> None:
         if found:
             say(f"{name}: {', '.join(found)}")
     if meant.abstained:
-        say(f"{WHY[meant.abstained]} Known: {', '.join(LABELS)}.")
+        say(f"{WHY[meant.abstained]} Known: {', '.join(known)}.")
 
 
 def _left_out(counts: Counter[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -18,10 +18,11 @@ from common.text.others import (
     split_phrases,
 )
 from common.text.spelling import NgramIndex
-from common.text.words import is_word, stem
+from common.text.words import is_word, plain, stem
 
 ADVERB_ENDING = "ly"
 EXACT, STEMMED = 1.0, 0.95
+BORDERS = frozenset((*FUNCTION_WORDS.split(), *REQUEST_WORDS.split()))
 Phrase = tuple[str, ...]
 
 
@@ -55,7 +56,7 @@ class Sense:
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Everything known, made once per process."""
+    """Everything known, made once per process and set of labels."""
 
     exact: dict[Phrase, Sense]
     stemmed: dict[Phrase, Sense]
@@ -67,38 +68,58 @@ class Lexicon:
 
 
 @cache
-def lexicon() -> Lexicon:
-    """Return the lexicon. Aliases come before other meanings where both write the same."""
-    aliases = [
-        (phrase, Sense(label, phrase))
-        for label in LABELS
-        for phrase in (label.replace("_", " "), *ALIASES[label])
-    ]
-    others = [
-        (phrase, Sense("", phrase))
-        for phrase in (*split_phrases(OTHER_SOUNDS), *split_phrases(OTHER_MEANINGS))
-    ]
+def lexicon(labels: tuple[str, ...] = LABELS) -> Lexicon:
+    """Return the lexicon of some labels.
+
+    Aliases come before other meanings where both write the same, and the names of labels that are
+    not shipped before both: with a label "bark", "barking" is no dog.
+    """
+    phrases = [(tuple(phrase.split()), label) for phrase, label in known_phrases(labels)]
+    own = {_stems(words) for words, label in phrases if label and label not in ALIASES}
     exact: dict[Phrase, Sense] = {}
     stemmed: dict[Phrase, Sense] = {}
-    for phrase, sense in (*aliases, *others):
-        words = tuple(phrase.split())
+    for words, label in phrases:
+        if label in ALIASES and _stems(words) in own:
+            continue
+        sense = Sense(label, " ".join(words))
         exact.setdefault(words, sense)
-        stemmed.setdefault(tuple(map(stem, words)), sense)
-    borders = frozenset((*FUNCTION_WORDS.split(), *REQUEST_WORDS.split()))
+        stemmed.setdefault(_stems(words), sense)
     qualifiers = frozenset(QUALIFIERS.split())
-    known = frozenset({*borders, *qualifiers, *(word for phrase in exact for word in phrase)})
+    known = frozenset({*BORDERS, *qualifiers, *(word for phrase in exact for word in phrase)})
     return Lexicon(
-        exact, stemmed, max(map(len, exact)), borders, qualifiers, known, NgramIndex(known)
+        exact, stemmed, max(map(len, exact)), BORDERS, qualifiers, known, NgramIndex(known)
     )
 
 
-def read(tokens: Iterable[str]) -> list[Item]:
+def known_phrases(labels: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield phrases with the label that each names, then those that name no label, with "".
+
+    Labels that are not shipped come first. A name of nothing but words of requests ("stop", "no")
+    is no phrase: it would take them away from every text.
+    """
+    for label in labels:
+        if label not in ALIASES and not BORDERS.issuperset(name := _words_of(label)):
+            yield " ".join(name), label
+    for label in labels:
+        for phrase in (label.replace("_", " "), *ALIASES[label]) if label in ALIASES else ():
+            yield phrase, label
+    for phrase in (*split_phrases(OTHER_SOUNDS), *split_phrases(OTHER_MEANINGS)):
+        yield phrase, ""
+
+
+def _words_of(label: str) -> Phrase:
+    """Return the words of a label's name: ("great", "tit") of Great_Tit."""
+    return tuple(filter(is_word, plain(label.replace("_", " ")).tokens))
+
+
+def read(tokens: Iterable[str], labels: tuple[str, ...] = LABELS) -> list[Item]:
     """Return the items of a text. Where phrases overlap, the longest counts."""
-    words = [_spelt(token) for token in tokens]
+    book = lexicon(labels)
+    words = [_spelt(token, book) for token in tokens]
     items = []
     start = 0
     while start < len(words):
-        item, length = _longest(words, start)
+        item, length = _longest(words, start, book)
         items.append(item)
         start += length
     return items
@@ -114,8 +135,11 @@ class _Word:
     confidence: float
 
 
-def _spelt(token: str) -> _Word:
-    book = lexicon()
+def _stems(words: Phrase) -> Phrase:
+    return tuple(map(stem, words))
+
+
+def _spelt(token: str, book: Lexicon) -> _Word:
     if not is_word(token) or token in book.known or (stem(token),) in book.stemmed:
         return _Word(token, token, stem(token), 1.0)
     nearest = book.index.nearest(token)
@@ -124,9 +148,8 @@ def _spelt(token: str) -> _Word:
     return _Word(token, nearest.word, stem(nearest.word), nearest.confidence)
 
 
-def _longest(words: list[_Word], start: int) -> tuple[Item, int]:
+def _longest(words: list[_Word], start: int, book: Lexicon) -> tuple[Item, int]:
     """Return the item that begins at ``start`` and of how many words it is."""
-    book = lexicon()
     for length in range(min(len(words) - start, book.longest), 0, -1):
         part = words[start : start + length]
         sense = book.exact.get(tuple(word.meant for word in part))

@@ -4,16 +4,21 @@ A label's confidence is that of the words it was found by, lowered by what stand
 the same noun phrase: a word after it that is not known probably is what is meant ("dog food"), one
 before it probably only describes it ("yappy dog"). "Everything but the dog" is every other label,
 "not speech" takes speech out, and what is to be kept is not to be removed. English only.
+
+A judge, such as a sentence encoder, may be asked about a text of which no word is known: never
+about one that negates, removes or keeps anything, nor about what is known as something else.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import pairwise
 
 from common.labels import LABELS
 from common.text.reading import Item, Kind, read
-from common.text.words import plain
+from common.text.words import is_word, plain
 
 MAX_LENGTH = 2_000
 """Characters; what is longer is no request."""
@@ -46,9 +51,15 @@ FIND = frozenset({
     "detect", "find", "finds", "hear", "identify", "list", "locate", "look", "search", "show",
     "spot", "when", "where",
 })
+DELICATE = NOT | EXCEPT | REMOVE | KEEP | {
+    "avoid", "but", "cannot", "cant", "couldnt", "didnt", "excepting", "exclude", "excluded",
+    "hadnt", "hasnt", "havent", "hide", "ignore", "ignoring", "kept", "lacking", "minus", "nobody",
+    "nothing", "off", "omit", "outside", "removal", "shouldnt", "skip", "wasnt", "wont", "wouldnt",
+}
 # fmt: on
 JOINS = frozenset({"of", "for", "from"})
 SKIPPED = frozenset({"a", "an", "the", "my", "your", "our", "his", "her", "their"})
+PARTED_BY = frozenset({"and", "or", "also", "plus"})  # and by marks, in what a judge is asked
 VERB_ENDINGS = ("ing", "ed")
 SENTENCE_ENDS = frozenset(".;!?")
 
@@ -92,11 +103,11 @@ class Guess:
 
 @dataclass(frozen=True)
 class Understood:
-    """What a text asks for. Every tuple of labels is in the order of ``LABELS``.
+    """What a text asks for. Every tuple of labels is in the order of all labels.
 
     ``guesses`` reach ``THRESHOLD``; ``unsure`` do not. ``excluded``: named as what is not meant.
     ``others``: things named that are no label. ``unknown``: words that say nothing here.
-    ``abstained`` is None where there are guesses.
+    ``judged``: the guesses are those of a judge. ``abstained`` is None where there are guesses.
     """
 
     guesses: tuple[Guess, ...] = ()
@@ -106,6 +117,7 @@ class Understood:
     unknown: tuple[str, ...] = ()
     intent: Intent | None = None
     abstained: Abstained | None = None
+    judged: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -113,24 +125,46 @@ class Understood:
         return tuple(guess.label for guess in self.guesses)
 
 
-def understand(text: str, threshold: float = THRESHOLD) -> Understood:
-    """Return what a text asks for. Any text has an answer, in time linear in its length."""
+Judge = Callable[[str], Guess | None]
+"""Tells which label some words mean that are not known, if any."""
+
+
+def understand(
+    text: str,
+    threshold: float = THRESHOLD,
+    labels: tuple[str, ...] = LABELS,
+    judge: Judge | None = None,
+) -> Understood:
+    """Return what a text asks for. Any text has an answer, in time linear in its length.
+
+    Args:
+        threshold: The least confidence of a label that was found by its words.
+        labels: What may be named; the name of one, exactly as it is, is always that label.
+        judge: Is asked about the parts of a text that is ``UNKNOWN``.
+    """
     if len(text) > MAX_LENGTH:
         return Understood(abstained=Abstained.TOO_LONG)
+    if text in labels:
+        return Understood((Guess(text, 1.0),))
     words = plain(text)
     if words.empty:
         return Understood(abstained=Abstained.EMPTY)
-    items = read(words.tokens)
+    items = read(words.tokens, labels)
     said = _Said()
     for position, item in enumerate(items):
         if item.kind is Kind.BORDER:
             said.border(items, position)
         elif item.kind is Kind.LABEL:
             said.label(item.label, item.confidence * _support(items, position))
-    return _understood(said, items, words.foreign, threshold)
+    meant = _understood(said, items, words.foreign, threshold, labels)
+    if judge is None or meant.abstained is not Abstained.UNKNOWN or _is_delicate(items):
+        return meant
+    return _judged(meant, items, judge, labels)
 
 
-def _understood(said: _Said, items: list[Item], foreign: bool, threshold: float) -> Understood:
+def _understood(
+    said: _Said, items: list[Item], foreign: bool, threshold: float, labels: tuple[str, ...]
+) -> Understood:
     wanted = dict(said.wanted)
     excluded = set(said.excluded)
     intent = said.intents[0] if said.intents else None
@@ -141,10 +175,10 @@ def _understood(said: _Said, items: list[Item], foreign: bool, threshold: float)
         wanted |= said.kept
     if said.all_but:
         sure = min(said.all_but.values())
-        wanted |= {label: sure for label in LABELS if label not in said.all_but}
+        wanted |= {label: sure for label in labels if label not in said.all_but}
         excluded |= set(said.all_but)
     wanted = {label: sure for label, sure in wanted.items() if label not in excluded}
-    guesses = [Guess(label, round(wanted[label], 4)) for label in LABELS if label in wanted]
+    guesses = [Guess(label, round(wanted[label], 4)) for label in labels if label in wanted]
     taken = tuple(guess for guess in guesses if guess.confidence >= threshold)
     unsure = tuple(guess for guess in guesses if guess.confidence < threshold)
     abstained = None
@@ -158,12 +192,51 @@ def _understood(said: _Said, items: list[Item], foreign: bool, threshold: float)
     return Understood(
         guesses=taken,
         unsure=unsure,
-        excluded=tuple(label for label in LABELS if label in excluded),
+        excluded=tuple(label for label in labels if label in excluded),
         others=tuple(item.text for item in items if item.kind is Kind.OTHER),
         unknown=tuple(item.text for item in items if item.kind is Kind.UNKNOWN),
         intent=intent,
         abstained=abstained,
     )
+
+
+def _is_delicate(items: list[Item]) -> bool:
+    """Return whether a text negates, removes or keeps something: then nothing may be guessed."""
+    texts = [item.text for item in items]
+    return bool(DELICATE.intersection(texts) or NOT_PAIRS.intersection(pairwise(texts)))
+
+
+def _judged(
+    meant: Understood, items: list[Item], judge: Judge, labels: tuple[str, ...]
+) -> Understood:
+    """Return what a judge makes of a text: each part means one label, or none."""
+    sure: dict[str, float] = {}
+    unknown: list[str] = []
+    for part in _parts(items):
+        strange = [item.text for item in part if item.kind is Kind.UNKNOWN]
+        known_otherwise = any(item.kind is Kind.OTHER for item in part)
+        guess = None
+        if strange and not known_otherwise:
+            guess = judge(" ".join(item.text for item in part if item.kind is not Kind.BORDER))
+        if guess is None:
+            unknown += strange
+        else:
+            sure[guess.label] = max(guess.confidence, sure.get(guess.label, 0.0))
+    if not sure:
+        return meant
+    guesses = tuple(Guess(label, round(sure[label], 4)) for label in labels if label in sure)
+    return replace(meant, guesses=guesses, unknown=tuple(unknown), abstained=None, judged=True)
+
+
+def _parts(items: list[Item]) -> list[list[Item]]:
+    """Return what stands between marks and words such as "and"."""
+    parts: list[list[Item]] = [[]]
+    for item in items:
+        if item.kind is Kind.BORDER and (item.text in PARTED_BY or not is_word(item.text)):
+            parts.append([])
+        else:
+            parts[-1].append(item)
+    return parts
 
 
 class _Said:

@@ -16,6 +16,7 @@ from common.errors import SoundmillError
 from common.metrics import new_registry, start_counting
 from common.settings import Settings
 from common.storage import open_store
+from common.wording import wording_of
 from services.gateway import api_document, problems
 from services.gateway.context import Surroundings
 from services.gateway.follow import Streams
@@ -77,6 +78,7 @@ def create_app(settings: Settings) -> FastAPI:
         registry=registry,
         metrics=metrics,
         checker=checker,
+        wording=wording_of(settings, lambda why: log.error("texts are read with less", detail=why)),
     )
 
     @asynccontextmanager

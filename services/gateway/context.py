@@ -16,6 +16,7 @@ from common.checks import Checker
 from common.names import plain_text
 from common.settings import Settings
 from common.storage import ObjectStore
+from common.wording import Wording
 from services.gateway.bodies import Receiver
 from services.gateway.downloads import Room
 from services.gateway.keyring import Keyring
@@ -48,6 +49,7 @@ class Surroundings:
     registry: CollectorRegistry
     metrics: HttpMetrics
     checker: Checker
+    wording: Wording
     receiver: Receiver = field(default_factory=Receiver)
     calls: CapacityLimiter = field(default_factory=partial(CapacityLimiter, CALL_THREADS))
     searches: Searches = field(default_factory=Searches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from common.domain import Event
+from common.wording import Wording
 from services.gateway import cursors
 from services.gateway.exports import FIRST, Export, heard
 from services.gateway.texts import GuessOut, asked_for, guesses_out
@@ -48,13 +49,15 @@ class SearchPage(BaseModel):
     next_cursor: str | None
 
 
-def search(export: Export, text: str, cursor: str | None, limit: int) -> SearchPage:
+def search(
+    export: Export, wording: Wording, text: str, cursor: str | None, limit: int
+) -> SearchPage:
     """Return the next recordings with events that ``text`` names.
 
     Raises:
         Problem: the text is empty or names nothing, or the cursor was not made here.
     """
-    meant = asked_for(text)
+    meant = asked_for(wording, text)
     after = FIRST if cursor is None else cursors.decode_position(cursor)
     hits: list[Hit] = []
     next_cursor = None

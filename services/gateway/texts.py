@@ -6,8 +6,8 @@ from http import HTTPStatus
 
 from pydantic import BaseModel
 
-from common.labels import LABELS
-from common.text.understanding import WHY, Abstained, Guess, Intent, Understood, understand
+from common.text.understanding import WHY, Abstained, Guess, Intent, Understood
+from common.wording import Wording
 from services.gateway.problems import Problem
 
 
@@ -24,7 +24,8 @@ class TextOut(BaseModel):
     ``labels``: what is asked for, each with its confidence in ``guesses``; ``unsure``: what may be
     meant, but is not taken. ``excluded``: labels named as what is not meant, or to be kept where
     others are to be removed. ``others``: things named that are no label. ``unknown``: words that
-    say nothing here. ``abstained`` says why there are no labels, ``detail`` in a sentence;
+    say nothing here. ``judged``: the labels were not found by their words, but are a sentence
+    encoder's guess. ``abstained`` says why there are no labels, ``detail`` in a sentence;
     ``known`` has every label there is.
     """
 
@@ -35,14 +36,15 @@ class TextOut(BaseModel):
     others: list[str]
     unknown: list[str]
     intent: Intent | None
+    judged: bool
     abstained: Abstained | None
     detail: str | None
     known: list[str]
 
 
-def explain(text: str) -> TextOut:
+def explain(wording: Wording, text: str) -> TextOut:
     """Return how a text is understood. Raises Problem when it is empty."""
-    meant = understood(text)
+    meant = understood(wording, text)
     return TextOut(
         labels=list(meant.labels),
         guesses=guesses_out(meant.guesses),
@@ -51,19 +53,20 @@ def explain(text: str) -> TextOut:
         others=list(meant.others),
         unknown=list(meant.unknown),
         intent=meant.intent,
+        judged=meant.judged,
         abstained=meant.abstained,
         detail=None if meant.abstained is None else WHY[meant.abstained],
-        known=list(LABELS),
+        known=list(wording.labels),
     )
 
 
-def asked_for(text: str) -> Understood:
+def asked_for(wording: Wording, text: str) -> Understood:
     """Return what a text asks for: one label or more.
 
     Raises:
         Problem: the text is empty, or names nothing that is known.
     """
-    meant = understood(text)
+    meant = understood(wording, text)
     if meant.abstained is not None:
         raise Problem(
             HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -71,17 +74,20 @@ def asked_for(text: str) -> Understood:
             WHY[meant.abstained],
             reason=meant.abstained,
             unsure=[guess.label for guess in meant.unsure],
-            known=list(LABELS),
+            known=list(wording.labels),
         )
     return meant
 
 
-def understood(text: str) -> Understood:
+def understood(wording: Wording, text: str) -> Understood:
     """Return what a text asks for, if anything. Raises Problem when it is empty."""
-    meant = understand(text)
+    meant = wording.understand(text)
     if meant.abstained is Abstained.EMPTY:
         raise Problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "text_empty", WHY[Abstained.EMPTY], known=list(LABELS)
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "text_empty",
+            WHY[Abstained.EMPTY],
+            known=list(wording.labels),
         )
     return meant
 

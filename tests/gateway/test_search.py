@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from common.labels import LABELS
+from common.settings import Settings
 from services.gateway import search
-from tests.gateway.conftest import STACKS, Gateway, problem
+from tests.gateway.conftest import STACKS, Gateway, problem, running
 from tests.gateway.filled import fill, heard
+from tests.text.models import make_model
 
 EMBEDDED = pytest.mark.parametrize(
     ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
@@ -118,6 +121,7 @@ def test_a_text_is_explained(gateway: Gateway) -> None:
         "others": ["cat"],
         "unknown": ["zorb"],
         "intent": "remove",
+        "judged": False,
         "abstained": None,
         "detail": None,
         "known": list(LABELS),
@@ -218,3 +222,18 @@ def test_wishes_that_attack(gateway: Gateway, wish: str) -> None:
     else:
         assert answer.json()["params"]["restore"]["remove"] == ["dog"]
     assert gateway.client.get("/health").status_code == 200
+
+
+@EMBEDDED
+def test_an_encoder_judges_and_a_bad_one_breaks_nothing(
+    gateway_settings: Settings, tmp_path: Path
+) -> None:
+    changes: dict[str, Any] = {"text_encoder": make_model(tmp_path / "encoder")}
+    with running(gateway_settings.model_copy(update=changes)) as gateway:
+        found = gateway.get("/v1/text", params={"text": "the loud kennel"})
+        assert (found["labels"], found["judged"], found["unknown"]) == (["dog"], True, [])
+        assert gateway.get("/v1/text", params={"text": "remove the kennel"})["labels"] == []
+    changes = {"text_encoder": tmp_path / "gone", "classifier_weights": tmp_path / "gone"}
+    with running(gateway_settings.model_copy(update=changes)) as gateway:
+        found = gateway.get("/v1/text", params={"text": "the loud kennel"})
+        assert (found["labels"], found["judged"], found["known"]) == ([], False, list(LABELS))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.labels import LABELS
-from common.text.understanding import THRESHOLD, understand
+from common.text.understanding import THRESHOLD, Guess, Judge, understand
 
 FOLDER = Path(__file__).parent
 THRESHOLDS = [n / 20 for n in range(6, 20)]
@@ -42,15 +42,21 @@ def _labels(row: dict[str, Any]) -> set[str]:
     return set(row.get("labels", ()))
 
 
-def share_right(found: Sequence[Case], threshold: float = THRESHOLD) -> float:
+def share_right(
+    found: Sequence[Case], threshold: float = THRESHOLD, judge: Judge | None = None
+) -> float:
     """Return for which share of texts exactly the expected labels are taken."""
-    right = [frozenset(understand(case.text, threshold).labels) == case.labels for case in found]
+    taken = [understand(case.text, threshold, judge=judge).labels for case in found]
+    right = [frozenset(got) == case.labels for got, case in zip(taken, found, strict=True)]
     return sum(right) / len(right)
 
 
-def false_acceptance(found: Sequence[Case], threshold: float = THRESHOLD) -> float:
+def false_acceptance(
+    found: Sequence[Case], threshold: float = THRESHOLD, judge: Judge | None = None
+) -> float:
     """Return for which share of texts any label is taken."""
-    return sum(bool(understand(case.text, threshold).labels) for case in found) / len(found)
+    taken = [understand(case.text, threshold, judge=judge).labels for case in found]
+    return sum(map(bool, taken)) / len(found)
 
 
 def wrong(found: Sequence[Case]) -> list[dict[str, Any]]:
@@ -100,11 +106,36 @@ def measure(with_wrong: bool) -> dict[str, Any]:
     return found
 
 
+def measure_encoder(folder: Path) -> dict[str, Any]:
+    """Return what a sentence encoder adds, by its threshold; above 1 it adds nothing."""
+    from common.text.encoder import Encoder
+
+    known = [case for name in ("paraphrases", "development") for case in cases(name)]
+    others = [*cases("out_of_vocabulary"), *(case for case in known if case.kind == "other")]
+    known = [case for case in known if case.kind != "other"]
+    nearest = Encoder(folder, LABELS, 0.0).nearest
+
+    def figures(threshold: float) -> dict[str, float]:
+        def judge(words: str) -> Guess | None:
+            guess = nearest(words)
+            return guess if guess and guess.confidence >= threshold else None
+
+        return {
+            "right": round(share_right(known, judge=judge), 4),
+            "false_acceptance": round(false_acceptance(others, judge=judge), 4),
+        }
+
+    return {str(threshold): figures(threshold) for threshold in (*THRESHOLDS, 1.01)}
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wrong", action="store_true", help="also name the texts that fail")
-    print(json.dumps(measure(parser.parse_args().wrong), indent=1))
+    parser.add_argument("--encoder", type=Path, help="a model's folder: measure that instead")
+    options = parser.parse_args()
+    found = measure_encoder(options.encoder) if options.encoder else measure(options.wrong)
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

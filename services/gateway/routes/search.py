@@ -20,9 +20,9 @@ Text = Annotated[str, Query(max_length=MAX_TEXT_LENGTH, examples=["dogs barking"
 
 
 @router.get("/text")
-def get_text(caller: Reader, text: Text) -> TextOut:
+def get_text(around: Around, caller: Reader, text: Text) -> TextOut:
     """Tell how a text is understood: "remove the barking dog" names `dog`, for sure."""
-    return explain(text)
+    return explain(around.wording, text)
 
 
 @router.get("/jobs/{job_id}/search")
@@ -37,4 +37,5 @@ def search_job(
     """Find the recordings in which something is heard, in plain words: "dogs barking"."""
     with around.readers() as session:
         caller.job(session, job_id)
-    return search(Export(around.readers, around.store, job_id), text, cursor, limit)
+    export = Export(around.readers, around.store, job_id)
+    return search(export, around.wording, text, cursor, limit)
