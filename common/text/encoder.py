@@ -46,7 +46,7 @@ class Encoder:
             raise _damaged(folder, error) from error
         if not np.isfinite(vectors).all():
             raise _damaged(folder, "vectors are not finite")
-        seen = vectors.any(axis=1)
+        seen = [bool(vector.any()) for vector in vectors]
         self._vectors: Vectors = vectors[seen]
         self._meant = [label for (_, label), has in zip(phrases, seen, strict=True) if has]
         self._named = sum(map(bool, self._meant))  # they come first
@@ -70,7 +70,7 @@ class Encoder:
         with self._lock:
             vectors = np.asarray(self._model.encode(texts), np.float32)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.where(lengths > 0.0, lengths, np.float32(1.0))
+        return np.asarray(vectors / np.where(lengths > 0.0, lengths, 1.0), np.float32)
 
 
 def _load(folder: Path) -> StaticModel:
