@@ -176,7 +176,7 @@ def test_what_sounds_alike_comes_first(gateway: Gateway, tmp_path: Path) -> None
 @EMBEDDED
 def test_damaged_vectors_cost_only_themselves(gateway: Gateway, tmp_path: Path) -> None:
     example, *damaged, whole, good = filled(
-        gateway, tmp_path, [A, A, B], *[None for _ in DAMAGES], None, [C, A, A]
+        gateway, tmp_path, [A, A, B, B], *[None for _ in DAMAGES], None, [C, A, A]
     )
     with gateway.sessions.begin() as session:
         session.execute(update(Recording).values(duration_s=N_VECTORS * VECTOR_S))
