@@ -19,6 +19,7 @@ from common.errors import EncoderInvalid
 from common.text.reading import known_phrases
 from common.text.understanding import Guess
 
+SHORTEST = 1e-12  # a vector shorter than this has no direction
 ALIKE = 1e-6  # cosines that differ by less are equal but for rounding
 Vectors = NDArray[np.float32]
 
@@ -46,9 +47,9 @@ class Encoder:
             raise _damaged(folder, error) from error
         if not np.isfinite(vectors).all():
             raise _damaged(folder, "vectors are not finite")
-        seen = [bool(vector.any()) for vector in vectors]
+        seen = np.flatnonzero(np.any(vectors, axis=1))
         self._vectors: Vectors = vectors[seen]
-        self._meant = [label for (_, label), has in zip(phrases, seen, strict=True) if has]
+        self._meant = [phrases[index][1] for index in seen]
         self._named = sum(map(bool, self._meant))  # they come first
         if not self._named:
             raise EncoderInvalid(f"the model in {folder} has no word that names a label")
@@ -70,7 +71,7 @@ class Encoder:
         with self._lock:
             vectors = np.asarray(self._model.encode(texts), np.float32)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return np.asarray(vectors / np.where(lengths > 0.0, lengths, 1.0), np.float32)
+        return np.asarray(vectors / np.maximum(lengths, SHORTEST), np.float32)
 
 
 def _load(folder: Path) -> StaticModel:

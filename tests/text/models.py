@@ -20,7 +20,7 @@ WORDS = {
     "duck": {"duck": 1.0, "dog": 0.8},
     "quacker": {"duck": 0.7, "dog": 0.9},
     "blackbird": {"bird": 1.0},
-    "feathered": {"bird": 0.9, "nothing": 0.2},
+    "songster": {"bird": 0.9, "nothing": 0.2},
     "ledger": {"nothing": 1.0, "dog": 0.3},
     "remove": {"nothing": 1.0},
 }

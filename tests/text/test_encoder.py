@@ -101,7 +101,7 @@ def test_what_is_removed_is_never_judged(folder: Path, monkeypatch: pytest.Monke
 def test_labels_of_ones_own_are_judged_too(folder: Path) -> None:
     labels = (*LABELS, "Blackbird")
     wording = Wording(labels, Encoder(folder, labels, THRESHOLD).nearest)
-    assert wording.understand("something feathered").labels == ("Blackbird",)
+    assert wording.understand("some songster").labels == ("Blackbird",)
 
 
 def test_the_settings_name_the_encoder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
