@@ -67,13 +67,14 @@ def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class HybridSettings:
-    """Sizes of ``networks.hybrid``: widths of both branches and of what fuses them."""
+    """Sizes of ``networks.hybrid``: widths of both branches, of what fuses them, of the texture."""
 
     channels: tuple[int, ...] = (16, 32, 56, 112)
     patch_width: int = 80
     patch_layers: int = 2
     patch_heads: int = 4
     fused_width: int = 112
+    texture_width: int = 256
 
     def __post_init__(self) -> None:
         """Raises ValueError: a wrong type, or out of range."""
@@ -82,6 +83,7 @@ class HybridSettings:
         _whole("patch_layers", self.patch_layers, 1, 16)
         _whole("patch_heads", self.patch_heads, 1, 64)
         _whole("fused_width", self.fused_width, 1, MAX_WIDTH)
+        _whole("texture_width", self.texture_width, 1, MAX_WIDTH)
         if self.patch_width % self.patch_heads:
             raise ValueError(f"patch_width must be a multiple of patch_heads, {self.patch_heads}")
 

@@ -69,6 +69,7 @@ class Recipe:
 
     batch_segments: Annotated[int, Field(ge=8, le=2**20)] = 512  # of 80 ms, over the whole batch
     final_full_share: Share = 0.0  # of the schedule, its last part: on windows as heard in use
+    texture_steps: Annotated[int, Field(ge=0, le=10_000_000)] = 0  # of a hybrid's texture; 0: none
 
     loss: Literal["bce", "focal"] = "bce"  # of presence, in clips and in segments
     focal_gamma: Annotated[float, Field(ge=0.0, le=10.0)] = 2.0

@@ -48,6 +48,7 @@ from services.classifier.selection import (
     without_copies,
     without_skipped,
 )
+from services.classifier.textures import teach_texture
 from services.classifier.transfer import begin_from, head_axes
 
 WEIGHTS_FILE = "classifier.safetensors"
@@ -199,6 +200,7 @@ def train(
         identity=identity,
     )
     made = result.ema_model
+    teach_texture(made, maker, recipe.texture_steps, seed)
     figures = {} if measure is None else measure(made)
     if len(validation) >= MIN_TO_CALIBRATE:
         made.config = _calibrated(made, bank, validation, device)

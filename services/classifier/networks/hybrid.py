@@ -1,4 +1,4 @@
-"""`hybrid`: a convolutional and a patch-transformer branch, fused by a learned gate.
+"""`hybrid`: a convolutional and a patch-transformer branch, fused by a learned gate; and textures.
 
 Source: Sainath et al., "Audio manipulation and event classification with deep learning", section
 III.B.1: a convolutional branch for local patterns, a transformer branch over fixed-size patches for
@@ -18,9 +18,11 @@ Where we depart:
   2022, "Domain generalization with relaxed instance frequency-wise normalization"; they relax the
   normalisation, we leave the network both.
 - The foreground mask weights a second pooling beside the plain one.
+- Beside both branches, statistics of the whole input have a say about the clip (``texture``). They
+  are taught on their own: together, the network leaned on them and heard unknown recordings worse.
 - Its module that reconstructs audio behind the fusion is the enhancer's and the restorer's here.
 
-0.57 M weights, 32 M multiply-adds per second of audio beside those of attention, whose part grows
+0.69 M weights, 32 M multiply-adds per second of audio beside those of attention, whose part grows
 with the window. Letters: B batch, F mel bands, T frames, f = F / 16 and t = T / 8 cells, K classes.
 """
 
@@ -34,9 +36,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from services.classifier.config import CELL_BANDS, CELL_FRAMES, Config, HybridSettings
 from services.classifier.networks.cells import MASK_FLOOR, RARE_LOGIT
 from services.classifier.networks.scores import Scores
+from services.classifier.networks.texture import Texture
 
 SPREAD_FLOOR = 0.3
 """Added to a band's deviation, whose average over all clips is 1: steady bands are not blown up."""
+
+TEXTURE_SHARE = 0.5
+"""Of the texture's logits, added to the clip's: chosen on a fold that no protocol tests."""
 
 
 def relative(x: Tensor) -> Tensor:
@@ -179,7 +185,7 @@ class PatchBranch(nn.Module):
 
 
 class Hybrid(nn.Module):
-    """Both branches, their gate and the heads."""
+    """Both branches, their gate, the heads, and the texture."""
 
     def __init__(self, config: Config, settings: HybridSettings) -> None:
         super().__init__()
@@ -195,6 +201,7 @@ class Hybrid(nn.Module):
         self.segment_head = nn.Conv1d(width, K, 1)
         self.conv_head = nn.Linear(width, K)
         self.patch_head = nn.Linear(width, K)
+        self.texture = Texture(config.n_mels, K, settings.texture_width)
         for head in (self.clip_head, self.segment_head):
             nn.init.constant_(head.bias, RARE_LOGIT)  # at first, nothing sounds
 
@@ -205,7 +212,7 @@ class Hybrid(nn.Module):
             x: (B, 1, F, T) log-mel, each band normalised, T a multiple of 8.
             mask: (B, f, t) probability of foreground per cell, or None for all ones.
         """
-        x = self._maps(x)
+        heard, x = x[:, 0], self._maps(x)
         conv = self.from_conv(self.conv(x))  # (B, width, f, t)
         patch = self.from_patch(self.patch(x))  # (B, width, f, t)
         gate = torch.sigmoid(self.gate(torch.cat([conv, patch], 1)))
@@ -226,8 +233,11 @@ class Hybrid(nn.Module):
             ],
             1,
         )
+        clip = self.clip_head(self.dropout(pooled))
+        if not self.training:  # the texture is taught apart, when the rest has been trained
+            clip = clip + TEXTURE_SHARE * self.texture(heard)
         return Scores(
-            clip=self.clip_head(self.dropout(pooled)),
+            clip=clip,
             segments=self.segment_head(self.dropout(segments)),
             branches=(
                 self.conv_head(F.relu(conv).mean((2, 3))),
