@@ -74,7 +74,7 @@ def query(
         if not hits:
             say("No recording has it.")
         if unreadable:
-            say(f"{unreadable} recordings could not be read.")
+            say(f"Left out, since they could not be read: {unreadable}.")
 
 
 def similar(
