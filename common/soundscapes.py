@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import fft, signal
 
-from common.datasets import Clip, ClipBank, split_of
+from common.datasets import Clip, ClipBank
 from common.labels import BACKGROUND_LABELS
 
 Waveform = npt.NDArray[np.float32]
@@ -209,36 +209,6 @@ def soundscapes_of(
         yield make_soundscape(
             bank, cast.foreground, cast.background, rng, duration_s, max_events, snr_db
         )
-
-
-def evaluation_soundscapes(
-    bank: ClipBank,
-    n: int,
-    seed: int,
-    duration_s: float = 10.0,
-    max_events: int = 9,
-    snr_db: tuple[float, float] = (-5.0, 30.0),
-    split: str = "test",
-) -> Iterator[Soundscape]:
-    """Yield ``n`` fixed soundscapes from the clips of one split that no model trains on.
-
-    Raises:
-        ValueError: the split has no clip for the foreground.
-    """
-    clips = [clip for clip in bank.clips if split_of(clip) == split]
-    yield from soundscapes_of(bank, clips, n, seed, duration_s, max_events, snr_db)
-
-
-def evaluation_set(
-    bank: ClipBank,
-    n: int,
-    seed: int,
-    duration_s: float = 10.0,
-    max_events: int = 9,
-    snr_db: tuple[float, float] = (-5.0, 30.0),
-) -> list[Soundscape]:
-    """Return ``n`` fixed soundscapes of the test split; see ``evaluation_soundscapes``."""
-    return list(evaluation_soundscapes(bank, n, seed, duration_s, max_events, snr_db))
 
 
 class _Room:

@@ -276,13 +276,17 @@ class Understood(Record):
 
 
 class Found(Record):
-    """What a search found: the labels a text was taken for, words that said nothing, hits."""
+    """What a search found: the labels a text was taken for, words that said nothing, hits.
+
+    ``unreadable``: recordings that were left out, since their events are damaged.
+    """
 
     labels: list[str]
     guesses: list[Guess] = []
     excluded: list[str] = []
     unknown: list[str] = []
     hits: list[Hit]
+    unreadable: int = 0
     next_cursor: str | None = None
 
 

@@ -47,14 +47,22 @@ def query(
     with told_plainly(as_json), Place(Home.at(home), url, key).gateway() as gateway:
         found = find_job(gateway, job)
         page = gateway.search(found.id, text)
-        hits = list(page.hits)
+        hits, unreadable = list(page.hits), page.unreadable
         while page.next_cursor is not None and len(hits) < limit:
             page = gateway.search(found.id, text, cursor=page.next_cursor)
             hits.extend(page.hits)
+            unreadable += page.unreadable
         hits = hits[:limit]
         if as_json:
             content = [hit.model_dump(mode="json") for hit in hits]
-            say_json({"job": found.id, "labels": page.labels, "hits": content})
+            say_json(
+                {
+                    "job": found.id,
+                    "labels": page.labels,
+                    "hits": content,
+                    "unreadable": unreadable,
+                }
+            )
             return
         say(f"{text!r} is taken for: {', '.join(page.labels)}")
         for hit in hits:
@@ -65,6 +73,8 @@ def query(
             say(f"{hit.recording_id}  {hit.name}: {times}{more}")
         if not hits:
             say("No recording has it.")
+        if unreadable:
+            say(f"Left out, since they could not be read: {unreadable}.")
 
 
 def similar(

@@ -26,5 +26,6 @@ from common.datasets.leaks import find_leaks as find_leaks
 from common.datasets.splits import Split as Split
 from common.datasets.splits import clips_of as clips_of
 from common.datasets.splits import exclude_leaks as exclude_leaks
+from common.datasets.splits import in_split as in_split
 from common.datasets.splits import load_clips as load_clips
 from common.datasets.splits import split_of as split_of

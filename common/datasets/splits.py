@@ -92,9 +92,14 @@ def exclude_leaks(clips: Iterable[Clip]) -> list[Clip]:
     return [clip for clip in clips if origin_of(clip) not in banned[split_of(clip)]]
 
 
+def in_split(clips: Iterable[Clip], split: Split) -> list[Clip]:
+    """Return those of ``clips`` that belong to one split."""
+    return [clip for clip in clips if split_of(clip) == split]
+
+
 def clips_of(data: Path, split: Split) -> list[Clip]:
     """Return the leak-free clips of one split under ``data``."""
-    return [clip for clip in exclude_leaks(load_clips(data)) if split_of(clip) == split]
+    return in_split(exclude_leaks(load_clips(data)), split)
 
 
 def _split(part: int | str, test: int | str, validation: int | str) -> Split:

@@ -48,6 +48,15 @@ class Heard:
 
 
 @dataclass(frozen=True)
+class Unreadable:
+    """A recording whose stored events are missing or damaged."""
+
+    recording: Recording
+    object_key: str
+    error: ArtifactInvalid
+
+
+@dataclass(frozen=True)
 class _Kept:
     """A recording, the events that the database kept, or where they are stored."""
 
@@ -95,7 +104,7 @@ def check_there(session: Session, job_id: str) -> None:
         raise NotFound(f"job {job_id} was deleted")
 
 
-def heard(export: Export, *, after: int = FIRST) -> Iterator[Heard]:
+def heard(export: Export) -> Iterator[Heard]:
     """Yield every recording of a job with its events.
 
     Raises:
@@ -103,13 +112,35 @@ def heard(export: Export, *, after: int = FIRST) -> Iterator[Heard]:
         StoreUnavailable: stored events cannot be fetched.
         NotFound: the job was deleted meanwhile.
     """
+    for one in heard_or_unreadable(export):
+        if isinstance(one, Unreadable):
+            raise one.error
+        yield one
 
-    def fetch(kept: _Kept) -> Events:
-        return _fetch_events(export.store, kept.object_key or "")
+
+def heard_or_unreadable(export: Export, *, after: int = FIRST) -> Iterator[Heard | Unreadable]:
+    """Yield every recording of a job with its events, or with why they cannot be read.
+
+    Args:
+        after: The position after which to begin.
+
+    Raises:
+        StoreUnavailable: stored events cannot be fetched.
+        NotFound: the job was deleted meanwhile.
+    """
+
+    def fetch(kept: _Kept) -> Events | ArtifactInvalid:
+        try:
+            return _fetch_events(export.store, kept.object_key or "")
+        except ArtifactInvalid as error:
+            return error
 
     kept = walk(export, _kept_events, after=after)
     for one, fetched in ahead(kept, fetch, lambda one: one.object_key is not None):
-        yield Heard(one.recording, one.found if fetched is None else fetched)
+        if isinstance(fetched, ArtifactInvalid):
+            yield Unreadable(one.recording, one.object_key or "", fetched)
+        else:
+            yield Heard(one.recording, one.found if fetched is None else fetched)
 
 
 def heard_in(

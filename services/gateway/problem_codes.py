@@ -70,7 +70,7 @@ CODES: dict[str, Code] = {
         HTTPStatus.TOO_MANY_REQUESTS, "So many tables and archives are being sent already."
     ),
     "too_many_searches": Code(
-        HTTPStatus.TOO_MANY_REQUESTS, "So many searches by example are at work or wait already."
+        HTTPStatus.TOO_MANY_REQUESTS, "So many searches of this kind are at work or wait already."
     ),
     "conflict": Code(CONFLICT, "What is asked does not fit the state of the job."),
     "deadline_passed": Code(CONFLICT, "The job's deadline has passed."),
@@ -204,7 +204,14 @@ OF_OPERATION: dict[str, tuple[str, ...]] = {  # what an operation adds to those 
     "get_job_labels": MADE,
     "get_job_artifacts": MADE,
     "get_text": ("text_empty",),
-    "search_job": ("cursor_invalid", "text_empty", "text_not_understood", *LOADS),
+    "search_job": (
+        "cursor_invalid",
+        "text_empty",
+        "text_not_understood",
+        "too_many_searches",
+        "store_unavailable",
+        "not_found",
+    ),
     "find_similar": (
         "cursor_invalid",
         "region_invalid",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pydantic import BaseModel
 
 from common.domain import Event
 from common.wording import Wording
 from services.gateway import cursors
-from services.gateway.exports import FIRST, Export, heard
+from services.gateway.exports import FIRST, Export, Unreadable, heard_or_unreadable
+from services.gateway.searches import DamageLog
 from services.gateway.texts import GuessOut, asked_for, guesses_out
 
 SCAN = 5_000  # recordings that one request looks at
@@ -37,8 +40,9 @@ class SearchPage(BaseModel):
     """What a text was taken to mean, and where that is heard, in the order of the job.
 
     ``guesses`` are the labels with their confidence, ``unknown`` words and things that are no label
-    here, ``excluded`` labels that the text names as what is not meant. A page may hold few hits or
-    none and still have a ``next_cursor``: a request looks at so many recordings and no more.
+    here, ``excluded`` labels that the text names as what is not meant. ``unreadable`` counts the
+    recordings whose events are damaged or gone: they are left out. A page may hold few hits or none
+    and still have a ``next_cursor``: a request looks at so many recordings and no more.
     """
 
     labels: list[str]
@@ -46,25 +50,44 @@ class SearchPage(BaseModel):
     excluded: list[str]
     unknown: list[str]
     hits: list[Hit]
+    unreadable: int
     next_cursor: str | None
 
 
 def search(
-    export: Export, wording: Wording, text: str, cursor: str | None, limit: int
+    export: Export,
+    wording: Wording,
+    text: str,
+    cursor: str | None,
+    limit: int,
+    damage: DamageLog,
+    check: Callable[[], None] = lambda: None,
 ) -> SearchPage:
     """Return the next recordings with events that ``text`` names.
 
+    Args:
+        damage: Told of events that cannot be read; the search goes on.
+        check: Called between recordings; what it raises ends the search.
+
     Raises:
         Problem: the text is empty or names nothing, or the cursor was not made here.
+        StoreUnavailable: stored events cannot be fetched.
+        NotFound: the job was deleted meanwhile.
     """
     meant = asked_for(wording, text)
     after = FIRST if cursor is None else cursors.decode_position(cursor)
     hits: list[Hit] = []
+    unreadable = 0
     next_cursor = None
-    for seen, one in enumerate(heard(export, after=after)):
+    for seen, one in enumerate(heard_or_unreadable(export, after=after)):
+        check()
         if seen == SCAN or len(hits) == limit:
             next_cursor = cursors.encode(str(one.recording.position - 1))
             break
+        if isinstance(one, Unreadable):
+            unreadable += 1
+            damage.tell(one.object_key, str(one.error))
+            continue
         events = one.found.events if one.found else ()
         wanted = [event for event in events if event.label in meant.labels]
         if wanted:
@@ -85,6 +108,7 @@ def search(
         excluded=list(meant.excluded),
         unknown=[*meant.others, *meant.unknown],
         hits=hits,
+        unreadable=unreadable,
         next_cursor=next_cursor,
     )
 

@@ -1,8 +1,8 @@
-"""Searches by example take their turns: so many at work, so many that wait, and no more.
+"""Searches take their turns: of a kind so many at work, so many that wait, and no more.
 
-A request that waits costs next to nothing, one at work a thread, a scratch folder and some tens of
-megabytes. Who goes away gives the place back: at once while waiting, at the next recording while at
-work.
+A request that waits costs next to nothing, one at work a thread and some tens of megabytes, one by
+example a scratch folder too. Who goes away gives the place back: at once while waiting, at the next
+recording while at work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from services.gateway.problems import Problem
 
 log = logs.get_logger(__name__)
 
-AT_WORK = 2  # threads that compare sounds
+AT_WORK = 2  # threads for searches of a kind
 MOST_AT_ONCE = 16  # at work or waiting
 MOST_PER_OWNER = 8
 RETRY_AFTER_S = 2
@@ -34,10 +34,18 @@ T = TypeVar("T")
 
 
 class Searches:
-    """The searches by example of this process, and the damaged files that they met."""
+    """The searches of this process, and the damaged files that they met."""
 
     def __init__(self) -> None:
+        self.by_example = Turns()
+        self.by_words = Turns()
         self.damage = DamageLog()
+
+
+class Turns:
+    """Whose turn it is among searches of one kind."""
+
+    def __init__(self) -> None:
         self._threads = CapacityLimiter(AT_WORK)
         self._owners: Counter[str | None] = Counter()
 
@@ -64,7 +72,7 @@ class Searches:
             raise Problem(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 "too_many_searches",
-                f"A key has at most {MOST_PER_OWNER} searches by example at once, all together"
+                f"A key has at most {MOST_PER_OWNER} searches of this kind at once, all together"
                 f" {MOST_AT_ONCE}.",
                 {"Retry-After": str(RETRY_AFTER_S)},
             )

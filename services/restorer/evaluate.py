@@ -27,12 +27,12 @@ import torch
 import typer
 from torch import Tensor
 
-from common.datasets import ClipBank, clips_of
+from common.datasets import ClipBank, Split, clips_of, in_split
 from common.domain import ArtifactKind, Event, Stage
 from common.labels import LABELS
 from common.masks import EmbeddingWriter, MaskWriter
 from common.params import RestoreParams
-from common.soundscapes import Soundscape, evaluation_soundscapes
+from common.soundscapes import Soundscape, soundscapes_of
 from common.stage_io import StageInput
 from services.restorer import infer, peers
 from services.restorer.config import FRAME_S, REGION_MARGIN_S
@@ -111,10 +111,11 @@ class Case:
         return result
 
 
-def cases(bank: ClipBank, n: int, split: str = "test") -> Iterator[Case]:
+def cases(bank: ClipBank, n: int, split: Split = "test") -> Iterator[Case]:
     """Yield ``n`` fixed cases; events that are hardly there are not chosen."""
     rng = np.random.default_rng(SEED)
-    scapes = evaluation_soundscapes(bank, 2 * n, SEED, max_events=MAX_EVENTS, split=split)
+    clips = in_split(bank.clips, split)
+    scapes = soundscapes_of(bank, clips, 2 * n, SEED, max_events=MAX_EVENTS)
     made = 0
     for scape in scapes:
         levels = label_levels(scape.events, scape.mixture, slice(None))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.datasets import ClipBank
+from common.datasets import ClipBank, Split, in_split
 from common.features import ANALYSIS_RATE_HZ
 from common.labels import LABELS
-from common.soundscapes import PlacedEvent, evaluation_soundscapes
+from common.soundscapes import PlacedEvent, soundscapes_of
 from services.restorer.config import REGION_MARGIN_S
 from services.restorer.data import MAX_EVENTS, label_levels
 from services.restorer.listen import probabilities
@@ -50,7 +50,7 @@ def stretch_of(event: PlacedEvent) -> slice:
 
 
 def hearing_trials(
-    recogniser: Recogniser, bank: ClipBank, n_soundscapes: int, seed: int, split: str
+    recogniser: Recogniser, bank: ClipBank, n_soundscapes: int, seed: int, split: Split
 ) -> Trials:
     """Return trials on fixed soundscapes of a split.
 
@@ -63,7 +63,8 @@ def hearing_trials(
     """
     present, removed, stranger = [], [], []
     rng = np.random.default_rng(seed)
-    scapes = evaluation_soundscapes(bank, n_soundscapes, seed, max_events=MAX_EVENTS, split=split)
+    clips = in_split(bank.clips, split)
+    scapes = soundscapes_of(bank, clips, n_soundscapes, seed, max_events=MAX_EVENTS)
     for scape in scapes:
         sounding = {event.label for event in scape.events} | {scape.background_label}
         strangers = [label for label in LABELS if label not in sounding]

@@ -23,7 +23,7 @@ import torch
 import typer
 from sklearn.metrics import average_precision_score
 
-from common.datasets import ClipBank, exclude_leaks, load_clips, split_of
+from common.datasets import ClipBank, exclude_leaks, in_split, load_clips
 from common.features import ANALYSIS_RATE_HZ
 from common.masks import MASK_CENTRES_HZ, MASK_HOP_S, interpolate_bands
 from common.params import SegmentParams
@@ -31,8 +31,8 @@ from common.soundscapes import (
     Soundscape,
     active_spans,
     cast_of,
-    evaluation_soundscapes,
     make_soundscape,
+    soundscapes_of,
 )
 from common.stage_io import StageInput
 from services.segmenter.config import HOP_SAMPLES, N_FFT
@@ -115,7 +115,7 @@ def short_soundscapes(bank: ClipBank, n: int, seed: int) -> Iterator[Soundscape]
 
     The general ones hold few such events. Their SNR goes from 0 to 30 dB.
     """
-    cast = cast_of([clip for clip in bank.clips if split_of(clip) == "test"])
+    cast = cast_of(in_split(bank.clips, "test"))
     rate = bank.sample_rate
     short = []
     for clip in cast.foreground:
@@ -304,7 +304,7 @@ def class_figures(
 
 def chunking_difference(loaded: LoadedSegmenter, bank: ClipBank) -> dict[str, float]:
     """Return how a minute-long mask differs when it is computed in chunks."""
-    cast = cast_of([clip for clip in bank.clips if split_of(clip) == "test"])
+    cast = cast_of(in_split(bank.clips, "test"))
     differences = []
     for seed in range(3):
         rng = np.random.default_rng([SEED, seed])
@@ -353,9 +353,9 @@ def main(
     torch.set_num_threads(1)
     loaded = load("cpu", weights)
     bank = ClipBank.open(exclude_leaks(load_clips(data)), cache)
-    validation = evaluation_soundscapes(bank, n_validation, SEED, split="validation")
-    dev = list(cases_of(loaded, validation))
-    test = list(cases_of(loaded, evaluation_soundscapes(bank, n, SEED)))
+    validation, held_out = in_split(bank.clips, "validation"), in_split(bank.clips, "test")
+    dev = list(cases_of(loaded, soundscapes_of(bank, validation, n_validation, SEED)))
+    test = list(cases_of(loaded, soundscapes_of(bank, held_out, n, SEED)))
     short = list(cases_of(loaded, short_soundscapes(bank, n // 2, SEED)))
     methods = {MODEL: judge(MODEL, True, dev, test, short)}
     methods |= {peer.name: judge(peer.name, peer.soft, dev, test, short) for peer in PEERS}

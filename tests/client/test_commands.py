@@ -20,6 +20,7 @@ from common.domain import Stage
 from common.tables import Job
 from tests.client.test_submit import EMBEDDED
 from tests.gateway.conftest import STACKS, Gateway
+from tests.gateway.filled import fill, give_events, heard
 from tests.gateway.test_similar import filled
 
 
@@ -183,6 +184,12 @@ def test_query_names_the_recordings(gateway: Gateway) -> None:
     assert [hit["name"] for hit in answer["hits"]] == ["night/dog.wav"]
     assert "night/dog.wav: dog 0.2 s" in soundmill(gateway, "query", job_id, "dog").stdout
     soundmill(gateway, "query", job_id, "xyzzy", exit_code=1)
+    damaged = fill(gateway.sessions, [heard("dog"), heard("dog")])
+    give_events(gateway.sessions, gateway.store, damaged.recording_ids[0], b"cake")
+    answer = as_json(gateway, "query", damaged.job_id, "dog")
+    assert ([hit["position"] for hit in answer["hits"]], answer["unreadable"]) == ([1], 1)
+    said = soundmill(gateway, "query", damaged.job_id, "dog").stdout
+    assert "could not be read: 1." in said
 
 
 @EMBEDDED

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.datasets import Clip
+from common.datasets import Clip, in_split
 from common.soundscapes import (
     Span,
     active_spans,
     cast_of,
     coloured_noise,
-    evaluation_set,
     make_soundscape,
+    soundscapes_of,
 )
 
 RATE = 32_000
@@ -127,15 +127,16 @@ def test_no_events_and_silent_clips() -> None:
     assert make_soundscape(clips, horn, [], rng, 1.0).events == ()
 
 
-def test_evaluation_set_uses_the_test_split_only() -> None:
+def test_soundscapes_of_the_test_split_use_no_other_clip() -> None:
     clips = bank()
-    scapes = evaluation_set(clips, 3, seed=1, duration_s=2.0)
+    held_out = in_split(clips.clips, "test")
+    scapes = list(soundscapes_of(clips, held_out, 3, seed=1, duration_s=2.0))
     assert len(scapes) == 3
     assert all(event.label != "gun_shot" for scape in scapes for event in scape.events)
-    again = evaluation_set(clips, 2, seed=1, duration_s=2.0)
+    again = list(soundscapes_of(clips, held_out, 2, seed=1, duration_s=2.0))
     np.testing.assert_array_equal(scapes[1].mixture, again[1].mixture)
     with pytest.raises(ValueError, match="no foreground"):
-        evaluation_set(ArrayBank(clips.clips[2:3], clips.arrays), 1, seed=1)
+        list(soundscapes_of(clips, in_split(clips.clips[2:3], "test"), 1, seed=1))
 
 
 def test_coloured_noise() -> None:

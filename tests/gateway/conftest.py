@@ -160,6 +160,11 @@ class Gateway:
         with self.sessions() as session:
             return len(session.scalars(select(Job.id)).all())
 
+    def left_out(self) -> list[str]:
+        """Return the keys of what searches have logged as damaged."""
+        event = "stored result left out of a search"
+        return [entry["key"] for entry in self.log if entry["event"] == event]
+
     def objects(self) -> list[str]:
         """Return the keys of everything in the store."""
         return [found.key for found in self.store.list()]

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from common.db import new_id
 from common.domain import ArtifactKind, Event, Priority, RunState, Stage
 from common.results import Events, Tag, summary
-from common.storage import StoredObject
+from common.storage import ObjectStore, StoredObject
 from common.tables import Artifact, Job, Recording, StageRun
 
 DURATION_S = 10.0
 DONE = (Stage.SEGMENT, Stage.CLASSIFY)
+NO_EVENTS = (b"cake", b"[" * 100_000, b'{"version": 1, "duration_s": 1e400}', b" " * 2_000)
+"""What is no document of events; the last is long."""
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,30 @@ def fill(
                     ],
                 )
     return Filled(job.id, ids)
+
+
+def give_events(
+    sessions: sessionmaker[Session], store: ObjectStore, recording_id: str, document: bytes
+) -> str:
+    """Store a document as the events of a recording, none in the database; return its key."""
+    key = f"artifacts/{recording_id}/events.json"
+    stored = store.put_stream(key, io.BytesIO(document), "application/json")
+    with sessions.begin() as session:
+        run = session.scalars(
+            select(StageRun).where(
+                StageRun.recording_id == recording_id, StageRun.stage == Stage.CLASSIFY.value
+            )
+        ).one()
+        run.result = {"events": 99}
+        session.add(
+            Artifact(
+                stage_run_id=run.id,
+                recording_id=recording_id,
+                kind=ArtifactKind.EVENTS.value,
+                object_key=key,
+                media_type="application/json",
+                size_bytes=stored.size_bytes,
+                sha256=stored.sha256,
+            )
+        )
+    return key

@@ -14,10 +14,11 @@ import httpx
 import pytest
 
 from common.labels import LABELS
+from common.results import events_json
 from common.settings import Settings
-from services.gateway import search
+from services.gateway import exports, search
 from tests.gateway.conftest import STACKS, Gateway, problem, running
-from tests.gateway.filled import fill, heard
+from tests.gateway.filled import NO_EVENTS, fill, give_events, heard
 from tests.text.models import make_model
 
 EMBEDDED = pytest.mark.parametrize(
@@ -88,6 +89,32 @@ def test_words_find_recordings(gateway: Gateway, monkeypatch: pytest.MonkeyPatch
     assert len(found) == 4
     (page, *_) = pages(gateway, filled.job_id, text="rooster")
     assert (page["hits"], page["labels"]) == ([], ["rooster"])
+
+
+@STACKS
+def test_damaged_events_cost_only_their_recording(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exports, "MAX_EVENTS_BYTES", 150_000)
+    filled = fill(gateway.sessions, [heard("dog")] * (len(NO_EVENTS) + 5))
+    first, *damaged, gone, stored, last = filled.recording_ids
+    documents = [*NO_EVENTS, b" " * 200_000]
+    keys = [
+        give_events(gateway.sessions, gateway.store, recording_id, document)
+        for recording_id, document in zip(damaged, documents, strict=True)
+    ]
+    keys.append(give_events(gateway.sessions, gateway.store, gone, b""))
+    gateway.store.delete(keys[-1])
+    give_events(gateway.sessions, gateway.store, stored, events_json(heard("dog")).encode())
+    (page,) = pages(gateway, filled.job_id, text="dog")
+    assert [hit["recording_id"] for hit in page["hits"]] == [first, stored, last]
+    assert page["unreadable"] == len(keys)
+    for limit, scan in ((1, 5_000), (50, 1), (50, 2)):
+        monkeypatch.setattr(search, "SCAN", scan)
+        found = pages(gateway, filled.job_id, text="dog", limit=limit)
+        assert [hit for page in found for hit in page["hits"]] == page["hits"]
+        assert sum(page["unreadable"] for page in found) == len(keys)
+    assert sorted(gateway.left_out()) == sorted(keys)  # each once, in however many searches
 
 
 @STACKS

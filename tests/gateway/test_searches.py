@@ -1,4 +1,4 @@
-"""Searches by example take turns: what many at once are told, and whose place becomes free."""
+"""Searches take turns: what many at once are told, and whose place becomes free."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ import pytest
 from anyio import from_thread
 
 from common.domain import Scope
-from services.gateway import searches, similar
+from services.gateway import search, searches, similar
+from services.gateway.routes import search as by_words
+from services.gateway.search import SearchPage
 from services.gateway.similar_schemas import SimilarPage
 from tests.gateway.conftest import Gateway, problem
+from tests.gateway.filled import fill, heard
 from tests.gateway.test_similar import A, B, filled
 
 pytestmark = pytest.mark.parametrize(
@@ -27,21 +31,44 @@ pytestmark = pytest.mark.parametrize(
 )
 PATIENCE_S = 30.0
 REGION = "onset_s=0.0&offset_s=0.8"
-EMPTY = SimilarPage(
-    hits=[], looked_at=0, without_vectors=0, other_weights=0, unreadable=0, next_cursor=None
-)
+
+
+class Kind(StrEnum):
+    """What is searched by."""
+
+    EXAMPLE = "example"
+    WORDS = "words"
+
+    def path_to(self, gateway: Gateway) -> str:
+        """Return what to ask for to search: any recording or job will do."""
+        job_id = gateway.new_job()
+        if self is Kind.WORDS:
+            return f"/v1/jobs/{job_id}/search?text=dog"
+        return f"/v1/recordings/{gateway.upload(job_id)}/similar?{REGION}"
+
+
+WORK = {Kind.EXAMPLE: (similar, "find_similar"), Kind.WORDS: (by_words, "search")}
+EMPTY: dict[Kind, SimilarPage | SearchPage] = {
+    Kind.EXAMPLE: SimilarPage(
+        hits=[], looked_at=0, without_vectors=0, other_weights=0, unreadable=0, next_cursor=None
+    ),
+    Kind.WORDS: SearchPage(
+        labels=[], guesses=[], excluded=[], unknown=[], hits=[], unreadable=0, next_cursor=None
+    ),
+}
 
 
 class Held:
     """Stands in for the work of a search: it begins, and ends when it is let go."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
         self.begun = threading.Semaphore(0)
         self.go = threading.Event()
         self.most = self._now = 0
         self._lock = threading.Lock()
 
-    def __call__(self, *_: Any) -> SimilarPage:
+    def __call__(self, *_: Any) -> SimilarPage | SearchPage:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
@@ -49,14 +76,14 @@ class Held:
         assert self.go.wait(PATIENCE_S)
         with self._lock:
             self._now -= 1
-        return EMPTY
+        return EMPTY[self.kind]
 
 
-@pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
-    """No search ends before the test lets it."""
-    work = Held()
-    monkeypatch.setattr(similar, "find_similar", work)
+@pytest.fixture(params=list(Kind))
+def held(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Held]:
+    """No search of a kind ends before the test lets it."""
+    work = Held(request.param)
+    monkeypatch.setattr(*WORK[work.kind], work)
     yield work
     work.go.set()
 
@@ -67,11 +94,6 @@ def until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it never was so"
         time.sleep(0.01)
-
-
-def path_to(gateway: Gateway) -> str:
-    """Return what to ask for to search: any recording will do."""
-    return f"/v1/recordings/{gateway.upload(gateway.new_job())}/similar?{REGION}"
 
 
 @contextmanager
@@ -92,7 +114,7 @@ def test_more_than_may_wait_are_told_to_come_again(
     gateway: Gateway, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searches, "MOST_AT_ONCE", 5)
-    path = path_to(gateway)
+    path = held.kind.path_to(gateway)
     with ThreadPoolExecutor(12) as pool:
         try:
             asking = [pool.submit(gateway.client.get, path) for _ in range(12)]
@@ -118,7 +140,7 @@ def test_one_key_leaves_room_for_others(
     paths = []
     for key in (mine, theirs):
         gateway.client.headers.update(key)
-        paths.append(path_to(gateway))
+        paths.append(held.kind.path_to(gateway))
     with ThreadPoolExecutor(2) as pool:
         try:
             first = pool.submit(gateway.client.get, paths[0], headers=mine)
@@ -132,11 +154,28 @@ def test_one_key_leaves_room_for_others(
     assert (first.result().status_code, other.result().status_code) == (200, 200)
 
 
+def test_kinds_leave_room_for_each_other(
+    gateway: Gateway, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searches, "MOST_AT_ONCE", 1)
+    path = held.kind.path_to(gateway)
+    (other,) = (kind.path_to(gateway) for kind in Kind if kind is not held.kind)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            first = pool.submit(gateway.client.get, path)
+            assert held.begun.acquire(timeout=PATIENCE_S)
+            problem(gateway.client.get(path), 429, "too_many_searches")
+            assert gateway.client.get(other).status_code != 429
+        finally:
+            held.go.set()
+    assert first.result().status_code == 200
+
+
 def test_who_goes_away_while_waiting_leaves_the_place(
     gateway: Gateway, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(searches, "MOST_AT_ONCE", 3)
-    path = path_to(gateway)
+    path = held.kind.path_to(gateway)
 
     def waits() -> bool:
         """Return whether there was a place for one more, who then went away."""
@@ -182,6 +221,31 @@ def test_who_goes_away_ends_the_work(
         until(lambda: left(gateway))
     assert len(looked_at) == 1
     assert list(gateway.settings.scratch_dir.glob("*/*")) == []
+    assert gateway.get(path) == whole
+
+
+def test_who_goes_away_ends_the_work_of_a_search_by_words(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/v1/jobs/{fill(gateway.sessions, [heard('dog')] * 4).job_id}/search?text=dog"
+    whole = gateway.get(path)
+    begun, looked_at = threading.Event(), []
+    real = search.heard_or_unreadable
+
+    def held_up(*args: Any, **options: Any) -> Iterator[Any]:
+        """Hold the first recording until the client has gone, which ends nothing by itself."""
+        for one in real(*args, **options):
+            looked_at.append(1)
+            begun.set()
+            until(gone)
+            yield one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "heard_or_unreadable", held_up)
+        with asked(gateway, path):
+            assert begun.wait(PATIENCE_S)
+        until(lambda: left(gateway))
+    assert len(looked_at) == 1
     assert gateway.get(path) == whole
 
 

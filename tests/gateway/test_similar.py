@@ -17,7 +17,7 @@ from services.gateway import alike, exports, similar
 from services.gateway.alike import matches, pattern_of, similarities
 from tests.damaged_vectors import DAMAGES, N_VECTORS, sound
 from tests.gateway.conftest import STACKS, Gateway, problem
-from tests.gateway.filled import fill, heard
+from tests.gateway.filled import NO_EVENTS, fill, give_events, heard
 
 DIGEST, OTHER_DIGEST = "a" * 64, "b" * 64
 SEGMENT_S = 0.08
@@ -73,12 +73,6 @@ def ask(gateway: Gateway, recording_id: str, **params: Any) -> dict[str, Any]:
     path = f"/v1/recordings/{recording_id}/similar"
     page: dict[str, Any] = gateway.get(path, params={"onset_s": 0.0, "offset_s": 0.8, **params})
     return page
-
-
-def told_of(gateway: Gateway) -> list[str]:
-    """Return the keys of what was logged as damaged."""
-    event = "stored result left out of a search"
-    return [entry["key"] for entry in gateway.log if entry["event"] == event]
 
 
 def place(hit: dict[str, Any]) -> tuple[str, int, float]:
@@ -193,7 +187,7 @@ def test_damaged_vectors_cost_only_themselves(gateway: Gateway, tmp_path: Path) 
         assert page["other_weights"] == page["without_vectors"] == 0
         assert {hit["recording_id"] for hit in page["hits"]} == {example, whole, good}
         assert page["hits"][0]["recording_id"] == good
-        assert sorted(told_of(gateway)) == sorted(keys)  # each once, in however many searches
+        assert sorted(gateway.left_out()) == sorted(keys)  # each once, in however many searches
     assert list(gateway.settings.scratch_dir.glob("*/*")) == []
 
 
@@ -211,7 +205,7 @@ def test_vectors_that_are_not_what_was_stored(gateway: Gateway, tmp_path: Path) 
         )
     page = ask(gateway, example)
     assert (page["looked_at"], page["unreadable"]) == (1, 3)
-    assert sorted(told_of(gateway)) == sorted(keys)
+    assert sorted(gateway.left_out()) == sorted(keys)
 
 
 @EMBEDDED
@@ -229,38 +223,16 @@ def test_an_example_whose_vectors_are_damaged(gateway: Gateway, tmp_path: Path, 
 
 
 @STACKS
-@pytest.mark.parametrize(
-    "document", [b"cake", b"[" * 100_000, b'{"version": 1, "duration_s": 1e400}', b" " * 2_000]
-)
+@pytest.mark.parametrize("document", NO_EVENTS)
 def test_damaged_events_cost_only_the_label(
     gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document: bytes
 ) -> None:
     monkeypatch.setattr(exports, "MAX_EVENTS_BYTES", 1_000 if document[:1] == b" " else 1 << 20)
     example, near = filled(gateway, tmp_path, [A, A, B], [C, A, A])
-    key = f"artifacts/{near}/events.json"
-    (tmp_path / "events.json").write_bytes(document)
-    gateway.store.put_file(key, tmp_path / "events.json", "application/json")
-    with gateway.sessions.begin() as session:
-        run = session.scalars(
-            select(StageRun).where(
-                StageRun.recording_id == near, StageRun.stage == Stage.CLASSIFY.value
-            )
-        ).one()
-        run.result = {"events": 99}
-        session.add(
-            Artifact(
-                stage_run_id=run.id,
-                recording_id=near,
-                kind=ArtifactKind.EVENTS.value,
-                object_key=key,
-                media_type="application/json",
-                size_bytes=len(document),
-                sha256="0" * 64,
-            )
-        )
+    key = give_events(gateway.sessions, gateway.store, near, document)
     page = ask(gateway, example)
     assert (page["hits"][0]["recording_id"], page["hits"][0]["label"]) == (near, None)
-    assert told_of(gateway) == [key]
+    assert gateway.left_out() == [key]
 
 
 @STACKS

@@ -1,25 +1,18 @@
-"""The classifier: a batch that is overfitted, the shipped weights, losses by hand."""
+"""The classifier: a batch that is overfitted, the shipped weights."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
 
 from common.labels import LABELS
 from services.classifier import infer
-from services.classifier.config import Config, HybridSettings
+from services.classifier.config import Config
 from services.classifier.data import Batch
-from services.classifier.losses import PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
 from services.classifier.recipe import Recipe
 from services.classifier.train import ClassifierLosses
-
-SMALL = Config(
-    network=HybridSettings(channels=(8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
-)
-RATE = SMALL.sample_rate
+from tests.models.networks import SMALL_HYBRID
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +23,7 @@ def _one_thread() -> None:
 @pytest.fixture
 def model() -> Classifier:
     torch.manual_seed(0)
-    return build(SMALL)
+    return build(Config(network=SMALL_HYBRID))
 
 
 def batch_of(n_items: int = 4, segments: int = 4) -> Batch:
@@ -45,9 +38,6 @@ def batch_of(n_items: int = 4, segments: int = 4) -> Batch:
     in_time = present[..., None].repeat(1, 1, segments)
     mask = torch.ones(n_items, 4, segments)
     return Batch(logmel, mask, present, present, in_time, torch.ones_like(in_time))
-
-
-# The model
 
 
 def test_overfits_one_batch_with_finite_gradients(model: Classifier) -> None:
@@ -72,23 +62,3 @@ def test_shipped_weights_load() -> None:
     assert loaded.config.labels == LABELS
     assert 0.2 < loaded.config.temperature < 5.0
     assert len(loaded.digest) == 64
-
-
-# Losses
-
-
-def test_share_loss_by_hand() -> None:
-    logits = torch.tensor([[math.log(3.0), 0.0], [5.0, 1.0]])  # softmax of the first: 3/4, 1/4
-    share = torch.tensor([[0.5, 0.5], [0.0, 0.0]])
-    wanted = -0.5 * math.log(0.75) - 0.5 * math.log(0.25)
-    assert float(ShareLoss()(logits, share)) == pytest.approx(wanted)
-    assert float(ShareLoss()(logits, torch.zeros(2, 2))) == 0.0
-
-
-def test_presence_loss_by_hand() -> None:
-    logits = torch.tensor([[math.log(3.0), 0.0]])  # sigmoids 3/4 and 1/2
-    present = torch.tensor([[1.0, 0.0]])
-    wanted = -math.log(0.75) - math.log(0.5)
-    assert float(PresenceLoss()(logits, present)) == pytest.approx(wanted)
-    weight = torch.tensor([[1.0, 0.0]])
-    assert float(PresenceLoss()(logits, present, weight)) == pytest.approx(-math.log(0.75))

@@ -13,7 +13,7 @@ from common import checkpoint
 from common.domain import Event
 from services.classifier.config import Config, HybridSettings
 from services.classifier.evaluation import consistency as command
-from services.classifier.evaluation.consistency import Hearing, alike, consistency, matches
+from services.classifier.evaluation.consistency import Hearing, alike, consistency
 from services.classifier.listening import LoadedClassifier
 from services.classifier.model import build
 from tests.models.explained import (
@@ -52,15 +52,6 @@ def bursts(seed: int) -> np.ndarray:
             0.1 * np.hanning(n) * noise_in_band(n, *BANDS_HZ[label], generator)
         )
     return samples.astype(np.float32)
-
-
-def test_matches_by_hand() -> None:
-    one = [Event("dog", 1.0, 2.0, 0.9), Event("dog", 5.0, 6.0, 0.9), Event("rain", 0.0, 9.0, 0.9)]
-    assert matches(one, one) == 3
-    assert matches(one, []) == 0
-    moved = [Event("dog", 1.15, 1.85, 0.5), Event("dog", 5.0, 6.3, 0.9), Event("siren", 0, 9, 0.9)]
-    assert matches(one, moved) == 1  # the second ends too late, the third is another label
-    assert matches(one[:1], [moved[0], moved[0]]) == 1
 
 
 def test_likeness_by_hand() -> None:

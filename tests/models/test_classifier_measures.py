@@ -138,6 +138,16 @@ def test_event_counts_by_hand() -> None:
     assert Counts().f1 == 0.0
 
 
+def test_event_counts_with_offsets_as_strict_as_onsets_by_hand() -> None:
+    one = [Event("dog", 1.0, 2.0, 0.9), Event("dog", 5.0, 6.0, 0.9), Event("rain", 0.0, 9.0, 0.9)]
+    assert match_events(one, one, offset_share=0.0) == Counts(3, 0, 0)
+    assert match_events([], one, offset_share=0.0) == Counts(0, 0, 3)
+    moved = [Event("dog", 1.15, 1.85, 0.5), Event("dog", 5.0, 6.3, 0.9), Event("siren", 0, 9, 0.9)]
+    # the second ends too late, the third is another label
+    assert match_events(moved, one, offset_share=0.0) == Counts(1, 2, 2)
+    assert match_events([moved[0], moved[0]], one[:1], offset_share=0.0) == Counts(1, 1, 0)
+
+
 # Predictions and what is made of them
 
 

@@ -1,13 +1,11 @@
-"""The contract of every network of the classifier, its configs, and what weights files may say."""
+"""The contract of every network of the classifier, and what is particular to each."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,9 +13,7 @@ from scipy.signal import get_window
 from torch import Tensor, nn
 
 from common import checkpoint
-from common.errors import WeightsInvalid
 from common.features import LOG_FLOOR
-from services.classifier import infer
 from services.classifier.config import (
     Config,
     HybridSettings,
@@ -26,30 +22,12 @@ from services.classifier.config import (
     StrideCnnSettings,
     VggSlatSettings,
 )
-from services.classifier.losses import FocalLoss, PresenceLoss
+from services.classifier.losses import PresenceLoss
 from services.classifier.model import Classifier, build, front_end, network_of, restored
 from services.classifier.networks.cells import on_cells
 from services.classifier.networks.hybrid import Hybrid
 from services.classifier.networks.vgg_slat import VggSlat
-
-LABELS = ("dog", "rain", "rooster", "siren")
-
-SMALL_HYBRID = HybridSettings((8, 8, 16, 16), patch_width=16, patch_layers=1, fused_width=16)
-SMALL_VGG = VggSlatSettings((4, 8, 8, 8, 16, 16), segment_width=32)
-
-
-def small(architecture: str, network: NetworkSettings) -> Config:
-    return Config(architecture=architecture, labels=LABELS, network=network)
-
-
-SMALL = {
-    "hybrid": small("hybrid", SMALL_HYBRID),
-    "resnet": small("resnet", ResNetSettings(width=4, blocks=(2, 1, 1, 1))),
-    "vgg_slat": small("vgg_slat", SMALL_VGG),
-    "vgg_slat mean": small("vgg_slat", replace(SMALL_VGG, pooling="mean")),
-    "vgg_slat lstm": small("vgg_slat", replace(SMALL_VGG, lstm_width=16)),
-    "stride_cnn": small("stride_cnn", StrideCnnSettings((8, 8, 16, 16))),
-}
+from tests.models.networks import SMALL, SMALL_VGG
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -320,162 +298,3 @@ def test_windows_are_the_known_ones(window: str) -> None:
     front = front_end(replace(SMALL["resnet"], window=window))
     wanted = torch.from_numpy(get_window(window, 1024)).float()
     torch.testing.assert_close(front.window, wanted, atol=1e-5, rtol=1e-4)
-
-
-# Focal loss
-
-
-def test_focal_loss_by_hand() -> None:
-    logits = torch.tensor([[math.log(3.0), 0.0, -math.log(3.0)]])  # sigmoids 3/4, 1/2 and 1/4
-    present = torch.tensor([[1.0, 0.0, 1.0]])  # what is true has 3/4, 1/2 and 1/4
-    terms = [-((1 - p) ** 2) * math.log(p) for p in (0.75, 0.5, 0.25)]
-    assert float(FocalLoss()(logits, present)) == pytest.approx(sum(terms))
-    weight = torch.tensor([[1.0, 0.0, 0.5]])
-    wanted = terms[0] + 0.5 * terms[2]
-    assert float(FocalLoss()(logits, present, weight)) == pytest.approx(wanted)
-
-
-def test_focal_loss_without_focus_is_cross_entropy() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = 5 * torch.randn(3, 4, 7, generator=generator)
-    present = torch.rand(3, 4, 7, generator=generator)
-    torch.testing.assert_close(
-        FocalLoss(gamma=0.0)(logits, present), PresenceLoss()(logits, present)
-    )
-
-
-@pytest.mark.parametrize("gamma", [0.5, 2.0])
-def test_focal_loss_has_finite_gradients(gamma: float) -> None:
-    logits = torch.tensor([[-200.0, 200.0, -200.0, 200.0]], requires_grad=True)
-    loss = FocalLoss(gamma)(logits, torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
-    loss.backward()
-    assert float(loss.detach()) == pytest.approx(400.0)  # two of them wrong by 200 nats
-    assert logits.grad is not None
-    assert logits.grad[0].tolist() == pytest.approx([-1.0, 1.0, 0.0, 0.0])
-
-
-# Configs and weights files
-
-
-@pytest.mark.parametrize("config", SMALL.values(), ids=SMALL.keys())
-def test_configs_survive_json(config: Config) -> None:
-    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_what_a_config_leaves_out_has_defaults() -> None:
-    config = Config.from_dict({"architecture": "resnet", "network": {"width": 8}})
-    assert config.network == ResNetSettings(width=8, blocks=(2, 2, 2, 2))
-    assert config.n_mels == 64
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"architecture": "other"},
-        {"architecture": 3},
-        {"architecture": ["resnet"]},
-        {"architecture": "vgg_slat"},  # with the settings of a resnet
-        {"colour": 1},
-        {"labels": []},
-        {"labels": "dog"},
-        {"labels": ["dog", "dog"]},
-        {"labels": ["dog", ""]},
-        {"labels": ["dog", 3]},
-        {"labels": ["dog", ["cat"]]},
-        {"labels": ["x" * 1000]},
-        {"labels": [str(n) for n in range(20_000)]},
-        {"multi_label": 1},
-        {"sample_rate": 0},
-        {"sample_rate": "32000"},
-        {"sample_rate": 32000.5},
-        {"sample_rate": None},
-        {"n_fft": -1024},
-        {"n_fft": 10**9},
-        {"hop_length": 0},
-        {"hop_length": 10**9},
-        {"n_mels": 65},
-        {"n_mels": 10**9},
-        {"n_mels": True},
-        {"window": "kaiser"},
-        {"window": []},
-        {"dropout": 1.5},
-        {"dropout": "much"},
-        {"temperature": math.nan},
-        {"temperature": math.inf},
-        {"temperature": 0.0},
-        {"temperature": -1.0},
-        {"temperature": False},
-        {"temperature": [1.0]},
-        {"segment_temperature": math.nan},
-        {"segment_shift": math.inf},
-        {"event_threshold": 1.5},
-        {"event_threshold": {}},
-        {"network": None},
-        {"network": [1, 2]},
-        {"network": {"width": 10**9}},
-        {"network": {"width": -1}},
-        {"network": {"width": 4.0}},
-        {"network": {"width": "4"}},
-        {"network": {"blocks": [2, 2, 2]}},
-        {"network": {"blocks": [2, 2, 2, 10**9]}},
-        {"network": {"blocks": 2}},
-        {"network": {"depth": 2}},
-        {"network": {"blocks": [[2], 2, 2, 2]}},
-    ],
-    ids=repr,
-)
-def test_hostile_configs_are_refused(change: dict[str, Any]) -> None:
-    raw = SMALL["resnet"].to_dict() | change
-    with pytest.raises(WeightsInvalid, match=r"^the classifier's config does not fit: [^\n]*$"):
-        Config.from_dict(raw)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "network"),
-    [
-        ("hybrid", {"channels": [8, 8, 8, 10**9]}),
-        ("hybrid", {"patch_heads": 0}),
-        ("hybrid", {"patch_heads": 3}),
-        ("hybrid", {"patch_layers": 10**6}),
-        ("vgg_slat", {"channels": [8, 8, 8, 8]}),
-        ("vgg_slat", {"channels": [0, 8, 8, 8, 8, 8]}),
-        ("vgg_slat", {"pooling": "median"}),
-        ("vgg_slat", {"lstm_width": -1}),
-        ("vgg_slat", {"segment_width": 10**9}),
-        ("stride_cnn", {"channels": [8, 8, 8, math.nan]}),
-        ("stride_cnn", {"channels": "wide"}),
-    ],
-)
-def test_hostile_settings_are_refused(architecture: str, network: dict[str, Any]) -> None:
-    with pytest.raises(WeightsInvalid):
-        Config.from_dict({"architecture": architecture, "network": network})
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"labels": ["dog", "rain"]},
-        {"n_mels": 32},
-        {"n_mels": 512},  # too fine for the spectrum
-        {"network": {"width": 8, "blocks": [2, 1, 1, 1]}},
-        {"network": {"width": 4, "blocks": [2, 1, 1, 2]}},
-        {"architecture": "stride_cnn", "network": {}},
-    ],
-    ids=repr,
-)
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    path = tmp_path / "w.safetensors"
-    config = SMALL["resnet"]
-    checkpoint.save(path, config.to_dict() | change, build(config))
-    with pytest.raises(WeightsInvalid, match=r"^the [^\n]* fit[^\n]*$"):
-        infer.load("cpu", path)
-
-
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    config = SMALL["stride_cnn"]
-    state = build(config).state_dict()
-    state["network.clip_head.weight"][0, 0] = math.nan
-    checkpoint.save(path, config.to_dict(), state)
-    with pytest.raises(WeightsInvalid, match=r"network\.clip_head\.weight"):
-        infer.load("cpu", path)

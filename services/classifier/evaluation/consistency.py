@@ -31,6 +31,7 @@ from common.stage_io import AudioFacts, StageInput
 from services.classifier.config import LOW_SHARE, OVERLAP_SEGMENTS, WINDOW_SEGMENTS
 from services.classifier.evaluation.judging import held_out, known_only
 from services.classifier.evaluation.reports import percent, write_json
+from services.classifier.evaluation.scoring import Counts, match_events
 from services.classifier.infer import events_in, load
 from services.classifier.listening import SILENT_LOGIT, Heard, LoadedClassifier, listen
 
@@ -41,7 +42,6 @@ EVENTS_PER_S = 0.4
 STEP_SEGMENTS = WINDOW_SEGMENTS - OVERLAP_SEGMENTS
 SHIFTS_SEGMENTS = (0, 13, 26, 39)
 """How far the windows are moved: by quarters of the 51 segments after which they begin anew."""
-COLLAR_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,10 @@ def hear_in_windows(loaded: LoadedClassifier, waveform: Array, start: int, shift
 def alike(loaded: LoadedClassifier, pairs: Iterable[tuple[Hearing, Hearing]]) -> Likeness:
     """Return how alike the hearings of each pair are, over all pairs."""
     pairs = list(pairs)
-    kept = sum(matches(one.events, other.events) for one, other in pairs)
-    events = sum(len(one.events) for one, _ in pairs)
-    new = sum(len(other.events) for _, other in pairs) - kept
+    counts = Counts()
+    for one, other in pairs:
+        counts += match_events(other.events, one.events, offset_share=0.0)
+    events = counts.hits + counts.misses
     low = LOW_SHARE * loaded.config.event_threshold
     differences, heard, overlapping = [], [], []
     for one, other in pairs:
@@ -119,9 +120,9 @@ def alike(loaded: LoadedClassifier, pairs: Iterable[tuple[Hearing, Hearing]]) ->
     overlap = np.concatenate(overlapping, axis=1) if overlapping else None
     return Likeness(
         events=events,
-        kept=kept,
-        new=new,
-        share_kept=kept / events if events else None,
+        kept=counts.hits,
+        new=counts.false_alarms,
+        share_kept=counts.hits / events if events else None,
         mean=float(difference.mean()),
         percentile_99=float(np.quantile(difference, 0.99)),
         largest=float(difference.max()),
@@ -129,23 +130,6 @@ def alike(loaded: LoadedClassifier, pairs: Iterable[tuple[Hearing, Hearing]]) ->
         in_overlap=None if overlap is None else _mean(difference[overlap]),
         between=None if overlap is None else _mean(difference[~overlap]),
     )
-
-
-def matches(one: Sequence[Event], other: Sequence[Event]) -> int:
-    """Return how many events both have, matched one to one in order of onset."""
-    left = sorted(other, key=lambda event: event.onset_s)
-    found = 0
-    for event in sorted(one, key=lambda event: event.onset_s):
-        for candidate in left:
-            if (
-                candidate.label == event.label
-                and abs(candidate.onset_s - event.onset_s) <= COLLAR_S
-                and abs(candidate.offset_s - event.offset_s) <= COLLAR_S
-            ):
-                left.remove(candidate)
-                found += 1
-                break
-    return found
 
 
 def consistency(

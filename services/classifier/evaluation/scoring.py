@@ -345,16 +345,23 @@ def truth_of(scene: Soundscape) -> list[Event]:
     return events
 
 
-def match_events(found: Sequence[Event], truth: Sequence[Event]) -> Counts:
+def match_events(
+    found: Sequence[Event], truth: Sequence[Event], offset_share: float = OFFSET_SHARE
+) -> Counts:
     """Return the counts of events matched one to one, in order of onset.
 
     Source: Mesaros et al. 2016, "Metrics for polyphonic sound event detection": the same label,
     onsets within 200 ms, offsets within 200 ms or half the true length, whichever is longer.
+
+    Args:
+        found: events to judge.
+        truth: events to judge them by.
+        offset_share: the share of the true length; 0 leaves offsets the 200 ms alone.
     """
     left = sorted(found, key=lambda event: event.onset_s)
     hits = 0
     for event in sorted(truth, key=lambda event: event.onset_s):
-        slack_s = max(COLLAR_S, OFFSET_SHARE * (event.offset_s - event.onset_s))
+        slack_s = max(COLLAR_S, offset_share * (event.offset_s - event.onset_s))
         for candidate in left:
             if (
                 candidate.label == event.label

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from services.classifier.explain.hooks import watched
 from services.classifier.explain.question import SILENCE, Question, Relevance, relevance_of
 from services.classifier.networks.vgg_slat import VggSlat
 
@@ -103,18 +104,9 @@ def lrp(question: Question) -> Relevance:
 
 
 def _forward(question: Question, network: VggSlat) -> _Forward:
-    found: list[Tensor] = []
-    handles = [
-        network.blocks.register_forward_pre_hook(lambda _module, inputs: found.append(inputs[0])),
-        network.f2.register_forward_hook(lambda _module, _inputs, output: found.append(output)),
-    ]
-    try:
-        with torch.enable_grad():
-            logit = question.logits(question.logmel.detach().requires_grad_(), question.cells)
-    finally:
-        for handle in handles:
-            handle.remove()
-    maps, logits = found
+    with watched([network.blocks, network.f2]) as passed, torch.enable_grad():
+        logit = question.logits(question.logmel.detach().requires_grad_(), question.cells)
+    maps, logits = passed.into[network.blocks], passed.out_of[network.f2]
     (weights,) = torch.autograd.grad(logit.sum(), logits)
     k = question.label
     return _Forward(maps.detach(), logits[0, k, 0].detach(), weights[0, k, 0])

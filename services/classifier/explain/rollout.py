@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from services.classifier.config import CELL_FRAMES
+from services.classifier.explain.hooks import watched
 from services.classifier.explain.question import Question, Relevance, relevance_of
 from services.classifier.networks.hybrid import AttentionLayer, Hybrid
 
@@ -52,34 +53,23 @@ def rolled_out(attentions: tuple[Tensor, ...]) -> Tensor:
 def attended(question: Question, network: Hybrid) -> Attended:
     """Return attentions and last values of cells, each by what it adds to the label's logit."""
     layers: list[AttentionLayer] = list(network.patch.layers.children())
-    inputs: list[Tensor] = []
-    projected: list[Tensor] = []  # queries, keys and values, (1, cells, 3 width)
-    mixed: list[Tensor] = []  # the values, mixed by attention, (1, cells, width)
-    last: list[Tensor] = []  # (1, cells, width)
-    handles = [network.patch.norm.register_forward_hook(lambda _m, _x, output: last.append(output))]
-    for layer in layers:
-        handles += [
-            layer.register_forward_pre_hook(lambda _m, x: inputs.append(x[0])),
-            layer.qkv.register_forward_hook(lambda _m, _x, output: projected.append(output)),
-            layer.out.register_forward_pre_hook(lambda _m, x: mixed.append(x[0])),
-        ]
-    try:
-        with torch.enable_grad():
-            logit = question.logits(question.logmel.detach().requires_grad_(), question.cells)
-    finally:
-        for handle in handles:
-            handle.remove()
-    *by_mixed, by_last = torch.autograd.grad(logit.sum(), [*mixed, *last])
+    parts = [module for layer in layers for module in (layer, layer.qkv, layer.out)]
+    with watched([*parts, network.patch.norm]) as passed, torch.enable_grad():
+        logit = question.logits(question.logmel.detach().requires_grad_(), question.cells)
+    mixed = [passed.into[layer.out] for layer in layers]  # values mixed by it, (1, cells, width)
+    last = passed.out_of[network.patch.norm]  # (1, cells, width)
+    *by_mixed, by_last = torch.autograd.grad(logit.sum(), [*mixed, last])
     found = []
     with torch.no_grad():
-        for layer, x, qkv, gradient in zip(layers, inputs, projected, by_mixed, strict=True):
+        for layer, gradient in zip(layers, by_mixed, strict=True):
             _, cells, width = gradient.shape
+            qkv = passed.out_of[layer.qkv]  # queries, keys and values, (1, cells, 3 width)
             split = (cells, layer.heads, width // layer.heads)
             values = qkv[0, :, 2 * width :].view(split).transpose(0, 1)
             by_head = gradient[0].view(split).transpose(0, 1)
             by_attention = by_head @ values.transpose(1, 2)  # (heads, cells, cells)
-            found.append(layer.attention(x)[0] * by_attention)
-    return Attended(tuple(found), (last[0] * by_last)[0].sum(1).detach())
+            found.append(layer.attention(passed.into[layer])[0] * by_attention)
+    return Attended(tuple(found), (last * by_last)[0].sum(1).detach())
 
 
 def attention_rollout(question: Question) -> Relevance:

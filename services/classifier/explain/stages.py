@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from services.classifier.explain.hooks import watched
 from services.classifier.explain.question import FloatArray, Question
 
 SHOWN_CHANNELS = 8
@@ -29,23 +30,13 @@ class StageMaps:
 
 def feature_maps(question: Question) -> list[StageMaps]:
     """Return the maps of every stage, in the order of the network."""
-    outputs: dict[str, Tensor] = {}
-
-    def keep(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            outputs[name] = output[0].detach().float().cpu()
-
-        return module.register_forward_hook(hook)
-
     stages: dict[str, nn.Module] = question.model.network.feature_stages()
-    handles = [keep(name, module) for name, module in stages.items()]
-    try:
-        with torch.no_grad():
-            question.logits(question.logmel, question.cells)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [_maps_of(name, outputs[name]) for name in stages]
+    with watched(stages.values()) as passed, torch.no_grad():
+        question.logits(question.logmel, question.cells)
+    return [
+        _maps_of(name, passed.out_of[stage][0].detach().float().cpu())
+        for name, stage in stages.items()
+    ]
 
 
 def _maps_of(name: str, output: Tensor) -> StageMaps:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Query
+from anyio import from_thread
+from fastapi import Query, Request
 
 from services.gateway.access import Reader
 from services.gateway.context import Around, Cursor, Limit, new_router
@@ -26,7 +27,8 @@ def get_text(around: Around, caller: Reader, text: Text) -> TextOut:
 
 
 @router.get("/jobs/{job_id}/search")
-def search_job(
+async def search_job(
+    request: Request,
     around: Around,
     caller: Reader,
     job_id: str,
@@ -35,7 +37,12 @@ def search_job(
     limit: Limit = 50,
 ) -> SearchPage:
     """Find the recordings in which something is heard, in plain words: "dogs barking"."""
-    with around.readers() as session:
-        caller.job(session, job_id)
-    export = Export(around.readers, around.store, job_id)
-    return search(export, around.wording, text, cursor, limit)
+
+    def find() -> SearchPage:
+        with around.readers() as session:
+            caller.job(session, job_id)
+        export = Export(around.readers, around.store, job_id)
+        damage, check = around.searches.damage, from_thread.check_cancelled
+        return search(export, around.wording, text, cursor, limit, damage, check)
+
+    return await around.searches.by_words.run(request, caller.owner, find)

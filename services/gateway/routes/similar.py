@@ -60,4 +60,4 @@ async def find_similar(
         example = similar.Example(recording_id, onset_s, offset_s)
         return similar.find_similar(archive, example, cursor, limit, from_thread.check_cancelled)
 
-    return await around.searches.run(request, caller.owner, find)
+    return await around.searches.by_example.run(request, caller.owner, find)
