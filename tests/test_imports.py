@@ -102,24 +102,25 @@ def test_a_worker_serves_without_its_trainer(worker: str) -> None:
     assert not imports & (banned | {"common.training", "common.datasets", "common.soundscapes"})
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
+def test_no_torch_is_loaded() -> None:
+    """Gateway, dispatcher, client and the parents of the workers load no torch."""
+    modules = [
         "services.gateway.__main__",
         "services.dispatcher.__main__",
         "services.ingester.__main__",
         "client.cli",
         *[f"services.{worker}.tasks" for worker in WORKERS],
-    ],
-)
-def test_no_torch_is_loaded(module: str) -> None:
-    """Gateway, dispatcher, client and the parents of the workers load no torch."""
-    script = (
-        f"import sys, {module}; "
-        "found = {'torch', 'torchaudio', 'av', 'soundfile', 'scipy'} & set(sys.modules); "
-        "sys.exit(f'loaded: {found}' if found else 0)"
-    )
-    run = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    ]
+    script = """
+import importlib, sys
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+    found = {"torch", "torchaudio", "av", "soundfile", "scipy"} & set(sys.modules)
+    if found:
+        sys.exit(f"{module} loads {found}")
+"""
+    command = [sys.executable, "-c", script, *modules]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 

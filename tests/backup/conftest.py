@@ -17,7 +17,6 @@ from common import keys
 from common.backup.database import tables_of
 from common.db import make_engine, make_sessions, new_id
 from common.domain import STAGE_NEEDS, Scope, Stage
-from common.migrate import migrate
 from common.settings import Settings
 from common.storage import ObjectStore, open_store
 from common.tables import (
@@ -35,6 +34,7 @@ from common.tables import (
     Webhook,
     WebhookDelivery,
 )
+from tests.databases import prepare
 from tests.servers import PostgresServer, S3Server
 
 EMBEDDED, CLUSTER = "embedded", "cluster"
@@ -143,7 +143,7 @@ def fill(place: Place) -> Filled:
     store.prepare()
     engine = make_engine(place.settings)
     try:
-        migrate(engine)
+        prepare(engine)
         with make_sessions(engine).begin() as session:
             return _fill(session, store)
     finally:

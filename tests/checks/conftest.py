@@ -10,9 +10,9 @@ import pytest
 
 from common.checks import Check, run
 from common.db import make_engine
-from common.migrate import migrate
 from common.settings import Settings
 from common.storage import open_store
+from tests.databases import prepare
 from tests.servers import RedisServer
 
 SECRET = "very-secret-of-the-test"
@@ -30,7 +30,7 @@ def settings(
         home=tmp_path, database_url=database_url, redis_url=redis_server.url, **store_options
     )
     engine = make_engine(found)
-    migrate(engine)
+    prepare(engine)
     engine.dispose()
     open_store(found).prepare()
     return found

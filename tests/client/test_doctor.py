@@ -19,10 +19,10 @@ from common.broker import client_name, make_app
 from common.checks import Status
 from common.db import DbNow, make_engine, make_sessions
 from common.domain import SERVICE_OF, RunState, Scope
-from common.migrate import migrate
 from common.settings import Settings
 from common.storage import open_store
 from common.tables import StageRun
+from tests.databases import prepare
 from tests.gateway.conftest import STACKS, Gateway
 from tests.servers import RedisServer, free_port
 
@@ -72,7 +72,7 @@ def deployment(
         monkeypatch.setenv(f"SOUNDMILL_{name.upper()}", str(value))
     settings = Settings()
     engine = make_engine(settings)
-    migrate(engine)
+    prepare(engine)
     with make_sessions(engine).begin() as session:
         keys.make(session, "first", [Scope.READ])
     engine.dispose()
@@ -248,7 +248,7 @@ def test_a_home_that_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """A home that is asked for is meant, whatever the environment says."""
     settings = Settings(home=tmp_path)
     engine = make_engine(settings)
-    migrate(engine)
+    prepare(engine)
     engine.dispose()
     open_store(settings).prepare()
     monkeypatch.setenv("SOUNDMILL_DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:1/x")

@@ -25,7 +25,6 @@ from common.db import DbNow, make_engine, make_sessions, new_id
 from common.domain import ArtifactKind, JobState, RunState, Scope, Stage
 from common.ends import Failed, Measures, Succeeded, end_runs
 from common.errors import AudioUnreadable
-from common.migrate import migrate
 from common.runs import Claim, Reusable, StoredArtifact
 from common.settings import Settings
 from common.stage_io import AudioFacts
@@ -33,6 +32,7 @@ from common.storage import ObjectStore, open_store
 from common.tables import Job, StageRun
 from services.gateway.__main__ import listen
 from services.gateway.app import create_app
+from tests.databases import prepare
 from tests.gateway.documented import is_documented
 from tests.servers import RedisServer
 
@@ -221,7 +221,7 @@ def gateway_with_keys(gateway_settings: Settings) -> Iterator[Gateway]:
 def running(settings: Settings) -> Iterator[Gateway]:
     """Run a gateway on a database that is ready for it."""
     engine = make_engine(settings)
-    migrate(engine)
+    prepare(engine)
     with listen(settings) as listener:
         config = uvicorn.Config(create_app(settings), log_config=None, timeout_graceful_shutdown=5)
         server = uvicorn.Server(config)

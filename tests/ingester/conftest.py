@@ -15,13 +15,13 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from common.db import make_engine, new_id
 from common.domain import JobState, SourceKind, SourceState, Stage
-from common.migrate import migrate
 from common.params import JobParams
 from common.settings import Settings
 from common.sources import source_key
 from common.storage import ObjectStore
 from common.tables import Job, JobEvent, Recording, Rejection, Source, StageRun
 from services.ingester.loop import Ingester
+from tests.databases import prepare
 
 STACKS = pytest.mark.parametrize(
     ("database_url", "store_options"),
@@ -177,7 +177,7 @@ def settings(tmp_path: Path, database_url: str, store_options: dict[str, Any]) -
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[Engine]:
     engine = make_engine(settings)
-    migrate(engine)
+    prepare(engine)
     yield engine
     engine.dispose()
 

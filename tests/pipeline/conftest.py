@@ -25,11 +25,11 @@ from common.domain import (
     Stage,
     with_needs,
 )
-from common.migrate import migrate
 from common.settings import Settings
 from common.storage import open_store
 from common.tables import Job, Recording, StageRun
 from services.dispatcher.census import Census
+from tests.databases import prepare
 from tests.pipeline.fleet import Fleet, fleet
 from tests.pipeline.told import Told, tell
 from tests.servers import RedisServer
@@ -68,7 +68,7 @@ def settings(database_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture
 def engine(settings: Settings) -> Iterator[Engine]:
     engine = make_engine(settings)
-    migrate(engine)
+    prepare(engine)
     yield engine
     engine.dispose()
 
