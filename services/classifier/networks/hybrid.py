@@ -201,7 +201,7 @@ class Hybrid(nn.Module):
         self.segment_head = nn.Conv1d(width, K, 1)
         self.conv_head = nn.Linear(width, K)
         self.patch_head = nn.Linear(width, K)
-        self.texture = Texture(config.n_mels, K, settings.texture_width)
+        self.texture = Texture(config.n_mels, K, settings.texture_width).requires_grad_(False)
         for head in (self.clip_head, self.segment_head):
             nn.init.constant_(head.bias, RARE_LOGIT)  # at first, nothing sounds
 
@@ -234,7 +234,7 @@ class Hybrid(nn.Module):
             1,
         )
         clip = self.clip_head(self.dropout(pooled))
-        if not self.training:  # the texture is taught apart, when the rest has been trained
+        if not self.training:  # the texture is taught apart, once the rest has been trained
             clip = clip + TEXTURE_SHARE * self.texture(heard)
         return Scores(
             clip=clip,
