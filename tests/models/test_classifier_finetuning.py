@@ -98,8 +98,8 @@ def test_heads_come_along_with_their_labels() -> None:
     before = {name: tensor.clone() for name, tensor in fresh.state_dict().items()}
     assert begin_from(fresh, saved) == ("c", "a")
     axes = head_axes(fresh.config)
-    # weights and biases of the clip's, the segments' and both branches' heads
-    assert len(axes) == 8
+    # weights and biases of the clip's, the segments', both branches' and the texture's heads
+    assert len(axes) == 10
     assert set(axes.values()) == {0}
     for name, tensor in fresh.state_dict().items():
         theirs = trained.state_dict()[name]

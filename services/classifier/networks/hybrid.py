@@ -201,7 +201,9 @@ class Hybrid(nn.Module):
         self.segment_head = nn.Conv1d(width, K, 1)
         self.conv_head = nn.Linear(width, K)
         self.patch_head = nn.Linear(width, K)
-        self.texture = Texture(config.n_mels, K, settings.texture_width).requires_grad_(False)
+        with torch.random.fork_rng(devices=[]):  # drawn anew when it is taught: no other draw moves
+            self.texture = Texture(config.n_mels, K, settings.texture_width)
+        self.texture.requires_grad_(False)
         for head in (self.clip_head, self.segment_head):
             nn.init.constant_(head.bias, RARE_LOGIT)  # at first, nothing sounds
 
