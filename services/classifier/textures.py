@@ -54,7 +54,7 @@ def teach_texture(model: Classifier, maker: BatchMaker, steps: int, seed: int) -
         torch.manual_seed(seed)
         texture = Texture(config.n_mels, len(config.labels), settings.texture_width)
         texture.mean.copy_(found[:, 0].mean(0))
-        texture.deviation.copy_(found[:, 0].std(0) + 1e-3)
+        texture.deviation.copy_(found[:, 0].std(0, correction=0) + 1e-3)
         _fit(texture, found, present, shares, config.multi_label, steps, rng)
     network.texture = texture.eval().requires_grad_(False).to(_device_of(model))
 

@@ -161,3 +161,14 @@ def test_without_steps_it_has_no_say(tmp_path: Path) -> None:
     assert isinstance(model.network, Hybrid)
     teach_texture(model, maker_of(tmp_path, config), steps=0, seed=0)
     assert not model.network.texture(torch.randn(2, 64, 80)).any()
+
+
+def test_one_clip_is_enough_to_be_taught(tmp_path: Path) -> None:
+    path = tmp_path / "one.wav"
+    soundfile.write(path, flutter(0.6, 0), RATE)
+    config = Config(labels=LABELS, network=SMALL)
+    clips = [Clip(path, LABELS[1], "folders", 1, "one", 0)]
+    bank = ClipBank.open(clips, tmp_path / "cache", RATE)
+    model = settled(config)
+    teach_texture(model, BatchMaker(MelBank(bank, clips, config), config, seed=0), steps=5, seed=0)
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
