@@ -65,7 +65,7 @@ class Stack:
         with closing(sqlite3.connect(self.home.folder / "soundmill.db", timeout=60)) as connection:
             return connection.execute(sql, values).fetchall()
 
-    def until(self, condition: Callable[[], Any], timeout_s: float = 120.0) -> Any:
+    def until(self, condition: Callable[[], Any], timeout_s: float = 300.0) -> Any:
         """Return the first true value of ``condition``."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
