@@ -75,6 +75,7 @@ def process_shard(stage: Stage, model: NoModel, items: Iterable[StageInput]) -> 
             continue
         batch = list(group)
         with together("infer", {item.phases: 1.0 for item in batch}):
+            # stands for one computation over all, which a time limit has to cut off from outside
             time.sleep(max(length_of(item.name) for item in batch))
         yield from (Done(item, output_of(stage, item)) for item in batch)
 
