@@ -21,7 +21,7 @@ from common.tables import Job
 from tests.client.test_submit import EMBEDDED
 from tests.gateway.conftest import STACKS, Gateway
 from tests.gateway.filled import fill, give_events, heard
-from tests.gateway.test_similar import filled
+from tests.gateway.with_vectors import filled
 
 
 def soundmill(gateway: Gateway, *arguments: str, exit_code: int = 0) -> Result:

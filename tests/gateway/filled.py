@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sqlalchemy import insert, select
 from sqlalchemy.orm import Session, sessionmaker
@@ -110,24 +111,51 @@ def give_events(
     sessions: sessionmaker[Session], store: ObjectStore, recording_id: str, document: bytes
 ) -> str:
     """Store a document as the events of a recording, none in the database; return its key."""
-    key = f"artifacts/{recording_id}/events.json"
-    stored = store.put_stream(key, io.BytesIO(document), "application/json")
     with sessions.begin() as session:
-        run = session.scalars(
-            select(StageRun).where(
-                StageRun.recording_id == recording_id, StageRun.stage == Stage.CLASSIFY.value
-            )
-        ).one()
-        run.result = {"events": 99}
+        _classified(session, recording_id).result = {"events": 99}
+    name, media_type = "events.json", "application/json"
+    return _give(sessions, store, recording_id, ArtifactKind.EVENTS, name, media_type, document)
+
+
+def give_vectors(
+    sessions: sessionmaker[Session], store: ObjectStore, recording_id: str, path: Path
+) -> str:
+    """Store a file as the vectors of a recording; return its key."""
+    name, media_type, content = "vectors.npz", "application/zip", path.read_bytes()
+    return _give(sessions, store, recording_id, ArtifactKind.VECTORS, name, media_type, content)
+
+
+def _give(
+    sessions: sessionmaker[Session],
+    store: ObjectStore,
+    recording_id: str,
+    kind: ArtifactKind,
+    name: str,
+    media_type: str,
+    content: bytes,
+) -> str:
+    """Store what the classifier would have made of a recording; return its key."""
+    key = f"artifacts/{recording_id}/{name}"
+    stored = store.put_stream(key, io.BytesIO(content), media_type)
+    with sessions.begin() as session:
         session.add(
             Artifact(
-                stage_run_id=run.id,
+                stage_run_id=_classified(session, recording_id).id,
                 recording_id=recording_id,
-                kind=ArtifactKind.EVENTS.value,
+                kind=kind.value,
                 object_key=key,
-                media_type="application/json",
+                media_type=media_type,
                 size_bytes=stored.size_bytes,
                 sha256=stored.sha256,
             )
         )
     return key
+
+
+def _classified(session: Session, recording_id: str) -> StageRun:
+    """Return the classifier's run of a recording."""
+    return session.scalars(
+        select(StageRun).where(
+            StageRun.recording_id == recording_id, StageRun.stage == Stage.CLASSIFY.value
+        )
+    ).one()

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -24,7 +25,7 @@ from services.gateway.search import SearchPage
 from services.gateway.similar_schemas import SimilarPage
 from tests.gateway.conftest import Gateway, problem
 from tests.gateway.filled import fill, heard
-from tests.gateway.test_similar import A, B, filled
+from tests.gateway.with_vectors import A, B, filled
 
 pytestmark = pytest.mark.parametrize(
     ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
@@ -202,50 +203,61 @@ def test_who_goes_away_ends_the_work(
     gateway: Gateway, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example, *_ = filled(gateway, tmp_path, [A, A, B], [A, A], [A, A], [A, A])
-    path = f"/v1/recordings/{example}/similar?{REGION}"
-    whole = gateway.get(path)
-    begun, looked_at = threading.Event(), []
+    held = UntilGone()
     real = similar.matches
 
     def matches(*args: Any) -> Any:
-        """Hold the first recording until the client has gone, which ends nothing by itself."""
-        looked_at.append(1)
-        begun.set()
-        until(gone)
+        held()
         return real(*args)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(similar, "matches", matches)
-        with asked(gateway, path):
-            assert begun.wait(PATIENCE_S)
-        until(lambda: left(gateway))
-    assert len(looked_at) == 1
+    path = f"/v1/recordings/{example}/similar?{REGION}"
+    _ask_and_go_away(gateway, path, held, monkeypatch, similar, matches)
     assert list(gateway.settings.scratch_dir.glob("*/*")) == []
-    assert gateway.get(path) == whole
 
 
 def test_who_goes_away_ends_the_work_of_a_search_by_words(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = f"/v1/jobs/{fill(gateway.sessions, [heard('dog')] * 4).job_id}/search?text=dog"
-    whole = gateway.get(path)
-    begun, looked_at = threading.Event(), []
+    held = UntilGone()
     real = search.heard_or_unreadable
 
-    def held_up(*args: Any, **options: Any) -> Iterator[Any]:
-        """Hold the first recording until the client has gone, which ends nothing by itself."""
+    def heard_or_unreadable(*args: Any, **options: Any) -> Iterator[Any]:
         for one in real(*args, **options):
-            looked_at.append(1)
-            begun.set()
-            until(gone)
+            held()
             yield one
 
+    path = f"/v1/jobs/{fill(gateway.sessions, [heard('dog')] * 4).job_id}/search?text=dog"
+    _ask_and_go_away(gateway, path, held, monkeypatch, search, heard_or_unreadable)
+
+
+class UntilGone:
+    """Holds the first recording until the client has gone, which ends nothing by itself."""
+
+    def __init__(self) -> None:
+        self.begun, self.n_looked_at = threading.Event(), 0
+
+    def __call__(self) -> None:
+        self.n_looked_at += 1
+        self.begun.set()
+        until(gone)
+
+
+def _ask_and_go_away(
+    gateway: Gateway,
+    path: str,
+    held: UntilGone,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    stand_in: Callable[..., Any],
+) -> None:
+    """Ask with ``stand_in`` in its namesake's place, go away, and see that the work ends there."""
+    whole = gateway.get(path)
     with monkeypatch.context() as patch:
-        patch.setattr(search, "heard_or_unreadable", held_up)
+        patch.setattr(module, stand_in.__name__, stand_in)
         with asked(gateway, path):
-            assert begun.wait(PATIENCE_S)
+            assert held.begun.wait(PATIENCE_S)
         until(lambda: left(gateway))
-    assert len(looked_at) == 1
+    assert held.n_looked_at == 1
     assert gateway.get(path) == whole
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,63 +9,20 @@ import numpy as np
 import pytest
 from sqlalchemy import select, update
 
-from common.domain import ArtifactKind, Scope, Stage
+from common.domain import Scope
 from common.tables import Artifact, Job, Recording, StageRun
-from common.vectors import VectorReader, VectorWriter
+from common.vectors import VectorReader
 from services.gateway import alike, exports, similar
 from services.gateway.alike import matches, pattern_of, similarities
 from tests.damaged_vectors import DAMAGES, N_VECTORS, sound
 from tests.gateway.conftest import STACKS, Gateway, problem
-from tests.gateway.filled import NO_EVENTS, fill, give_events, heard
+from tests.gateway.filled import NO_EVENTS, give_events
+from tests.gateway.with_vectors import DIGEST, VECTOR_S, A, B, C, filled, give, write
 
-DIGEST, OTHER_DIGEST = "a" * 64, "b" * 64
-SEGMENT_S = 0.08
-VECTOR_S = 0.4
-A, B, C = np.eye(3)
+OTHER_DIGEST = "b" * 64
 EMBEDDED = pytest.mark.parametrize(
     ("database_url", "store_options"), [("sqlite", "directory")], indirect=True
 )
-
-
-def write(path: Path, vectors: Sequence[Any], digest: str = DIGEST) -> Path:
-    """Write vectors, (D,) each, as the classifier would: five segments to a vector."""
-    segments = np.repeat(np.stack(vectors, axis=1), 5, axis=1).astype(np.float32)
-    with VectorWriter(path, digest, len(segments), SEGMENT_S) as writer:
-        writer.append(segments)
-    return path
-
-
-def give(gateway: Gateway, path: Path, recording_id: str) -> str:
-    """Store a file as the vectors of a recording; return its object key."""
-    key = f"artifacts/{recording_id}/vectors.npz"
-    stored = gateway.store.put_file(key, path, "application/zip")
-    with gateway.sessions.begin() as session:
-        run = session.scalars(
-            select(StageRun).where(
-                StageRun.recording_id == recording_id, StageRun.stage == Stage.CLASSIFY.value
-            )
-        ).one()
-        session.add(
-            Artifact(
-                stage_run_id=run.id,
-                recording_id=recording_id,
-                kind=ArtifactKind.VECTORS.value,
-                object_key=key,
-                media_type="application/zip",
-                size_bytes=stored.size_bytes,
-                sha256=stored.sha256,
-            )
-        )
-    return key
-
-
-def filled(gateway: Gateway, tmp_path: Path, *contents: Sequence[Any] | None) -> list[str]:
-    """Make a job of recordings with these vectors, None: without; return the recordings' ids."""
-    made = fill(gateway.sessions, [heard("dog", "rain") for _ in contents])
-    for recording_id, vectors in zip(made.recording_ids, contents, strict=True):
-        if vectors is not None:
-            give(gateway, write(tmp_path / f"{recording_id}.npz", vectors), recording_id)
-    return made.recording_ids
 
 
 def ask(gateway: Gateway, recording_id: str, **params: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from common.stage_io import StageInput
 from services.classifier.infer import load, process
 from tests.gateway.conftest import Gateway
 from tests.gateway.filled import fill, heard
-from tests.gateway.test_similar import give
+from tests.gateway.with_vectors import give
 
 SAMPLE_RATE = 32_000
 DURATION_S = 4.0
