@@ -14,7 +14,7 @@ from typing import Literal
 
 from common.datasets.clips import RENAMED, Clip, Dataset
 from common.datasets.drafts import Draft, check_files
-from common.datasets.layouts import read_digits, read_esc50, read_us8k
+from common.datasets.layouts import read_digits, read_esc10, read_us8k
 from common.datasets.leaks import Origin, origin_of
 from common.datasets.tables import DataFolder
 from common.errors import DatasetMissing
@@ -121,7 +121,7 @@ def _folder_of(dataset: Dataset, data: Path) -> Path:
 
 
 _READERS: dict[Dataset, Callable[[DataFolder], Iterator[Draft]]] = {
-    "esc10": read_esc50,
+    "esc10": read_esc10,
     "us8k": read_us8k,
     "digits": read_digits,
 }
