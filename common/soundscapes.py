@@ -244,21 +244,26 @@ class _Room:
 def _segments(
     waveform: Waveform, rate: int, rng: np.random.Generator, most: int, n_samples: int
 ) -> list[tuple[int, Waveform]]:
-    """Return up to ``most`` neighbouring active segments of a clip, each with its start in it."""
+    """Return up to ``most`` neighbouring active segments of a clip, each with its start.
+
+    Starts count from the first active sample. Of a clip that goes on for longer than ``n_samples``
+    from there, the rest is left out: a scene has no room for it.
+    """
     spans = active_spans(waveform, rate)
     if not spans:
         return []
     first = int(rng.integers(max(1, len(spans) - most + 1)))
-    spans = spans[first : first + most]
-    origin = spans[0].start
+    origin = spans[first].start
+    end = origin + n_samples
     segments = []
-    for span in spans:
-        start, stop = span.start, span.stop
+    for span in spans[first : first + most]:
+        start, stop = span.start, min(span.stop, end)
+        if start >= stop:
+            break
         length = stop - start
         if length > 0.5 * rate and rng.random() < 0.3:  # a part of a long event
             length = int(rng.uniform(0.25 * rate, length))
             start += int(rng.integers(stop - start - length + 1))
-        length = min(length, n_samples)
         segment = waveform[start : start + length].astype(np.float32)
         segments.append((start - origin, _faded(segment, rate)))
     return segments
@@ -279,7 +284,7 @@ def _place(
     n_samples = len(background)
     power = max(float(np.square(segment).mean()) for _, segment in segments)
     gain = np.float32(10.0 ** (snr_db / 20.0) * _rms(background) / np.sqrt(power + 1e-12))
-    extent = min(segments[-1][0] + len(segments[-1][1]), n_samples)
+    extent = segments[-1][0] + len(segments[-1][1])
     base = int(rng.integers(n_samples - extent + 1))
     events = []
     for offset, segment in segments:

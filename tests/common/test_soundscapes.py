@@ -127,6 +127,33 @@ def test_no_events_and_silent_clips() -> None:
     assert make_soundscape(clips, horn, [], rng, 1.0).events == ()
 
 
+@pytest.mark.parametrize("reverb", [False, True])
+def test_of_a_clip_longer_than_the_scene_only_the_beginning_is_heard(reverb: bool) -> None:
+    """A second of sound, ten of silence and three of sound do not fit into ten seconds."""
+    barks = np.concatenate([tone(1.0), silence(10.0), tone(3.0)])
+    clips = [Clip(Path("0.wav"), "dog", "us8k", 3, "0", 0)]
+    bank = ArrayBank(clips, [barks])
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scape = make_soundscape(bank, clips, [], rng, max_events=2, min_events=2, reverb=reverb)
+        total = scape.background + sum(event.stem for event in scape.events)
+        np.testing.assert_allclose(scape.mixture, total, atol=1e-5)
+        # either time the clip is drawn it gives one event: its other bark begins after 11 s
+        assert len(scape.events) == 2
+        assert all(0.0 <= event.onset_s < event.offset_s <= 10.0 for event in scape.events)
+
+
+def test_of_a_sound_longer_than_the_scene_a_part_is_heard() -> None:
+    clips = [Clip(Path("0.wav"), "siren", "us8k", 3, "0", 0)]
+    bank = ArrayBank(clips, [tone(30.0)])
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scape = make_soundscape(bank, clips, [], rng, 2.0, max_events=1, reverb=False)
+        [event] = scape.events
+        assert 0.0 <= event.onset_s < event.offset_s <= 2.0
+        assert event.start + len(event.segment) <= 2 * RATE
+
+
 def test_soundscapes_of_the_test_split_use_no_other_clip() -> None:
     clips = bank()
     held_out = in_split(clips.clips, "test")
