@@ -117,6 +117,24 @@ def test_the_same_seed_gives_the_same_soundscape() -> None:
     assert [event.label for event in one.events] == [event.label for event in two.events]
 
 
+def test_all_labels_of_a_clip_go_along() -> None:
+    """Whether a sound stands in front is a matter of all its labels, too."""
+    clips = [
+        Clip(Path(f"{index}.wav"), labels[0], "fsd50k", 1, str(index), index, labels)
+        for index, labels in enumerate([("rain", "dog"), ("rain", "sea_waves"), ("dog", "animal")])
+    ]
+    bank = ArrayBank(clips, [tone(1.0), tone(2.0, 300.0), tone(1.0)])
+    cast = cast_of(clips)
+    assert cast.foreground == (clips[0], clips[2])
+    assert cast.background == (clips[1],)
+    scapes = list(soundscapes_of(bank, clips, 20, seed=0, duration_s=2.0))
+    events = [event for scape in scapes for event in scape.events]
+    assert {event.labels for event in events} == {("rain", "dog"), ("dog", "animal")}
+    assert {event.label for event in events} == {"rain", "dog"}
+    assert {s.background_labels for s in scapes} == {(), ("rain", "sea_waves")}
+    assert {s.background_label for s in scapes} == {None, "rain"}
+
+
 def test_no_events_and_silent_clips() -> None:
     clips = bank()
     rng = np.random.default_rng(0)
