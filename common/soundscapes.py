@@ -34,15 +34,23 @@ _PEAK = 0.98
 
 @dataclass(frozen=True)
 class PlacedEvent:
-    """One event of a soundscape. ``segment`` begins at sample ``start``; elsewhere it is silent."""
+    """One event of a soundscape. ``segment`` begins at sample ``start``; elsewhere it is silent.
 
-    label: str
+    ``labels`` are all those of its clip, the clip's ``label`` first.
+    """
+
+    labels: tuple[str, ...]
     onset_s: float
     offset_s: float
     snr_db: float  # power while active over the mean power of the background
     segment: Waveform
     start: int
     n_samples: int
+
+    @property
+    def label(self) -> str:
+        """The first of the labels."""
+        return self.labels[0]
 
     @property
     def stem(self) -> Waveform:
@@ -59,8 +67,13 @@ class Soundscape:
     sample_rate: int
     mixture: Waveform
     background: Waveform
-    background_label: str | None  # None: coloured noise
+    background_labels: tuple[str, ...]  # all those of its clip; none: coloured noise
     events: tuple[PlacedEvent, ...]
+
+    @property
+    def background_label(self) -> str | None:
+        """The first of the background's labels; None: coloured noise."""
+        return self.background_labels[0] if self.background_labels else None
 
 
 @dataclass(frozen=True)
@@ -80,9 +93,9 @@ class Cast:
 
 
 def cast_of(clips: Sequence[Clip]) -> Cast:
-    """Part clips by whether their label is one of the background's."""
-    foreground = tuple(clip for clip in clips if clip.label not in BACKGROUND_LABELS)
-    background = tuple(clip for clip in clips if clip.label in BACKGROUND_LABELS)
+    """Part clips by whether all their labels are the background's."""
+    foreground = tuple(clip for clip in clips if not BACKGROUND_LABELS.issuperset(clip.labels))
+    background = tuple(clip for clip in clips if BACKGROUND_LABELS.issuperset(clip.labels))
     return Cast(foreground, background)
 
 
@@ -136,9 +149,9 @@ def make_soundscape(
 ) -> Soundscape:
     """Return a new soundscape; the same generator state gives the same one.
 
-    Labels are drawn evenly, then a clip of that label, so that rare classes sound as often as
-    common ones. A clip with gaps gives several events at one gain. Half of the soundscapes stand
-    in a simulated room if ``reverb``; an event's stem has its reverberation.
+    Labels are drawn evenly, then a clip whose first label it is, so that rare classes sound as
+    often as common ones. A clip with gaps gives several events at one gain. Half of the
+    soundscapes stand in a simulated room if ``reverb``; an event's stem has its reverberation.
 
     Args:
         bank: where the waveforms are.
@@ -154,7 +167,7 @@ def make_soundscape(
     """
     rate = bank.sample_rate
     n_samples = round(duration_s * rate)
-    background, background_label = _background(bank, clips_bg, rng, n_samples)
+    background, background_labels = _background(bank, clips_bg, rng, n_samples)
     background *= np.float32(10.0 ** (rng.uniform(-50.0, -22.0) / 20.0) / _rms(background))
     room = _Room(rng, rate) if reverb and rng.random() < 0.5 else None
 
@@ -171,7 +184,7 @@ def make_soundscape(
         clip = by_label[label][rng.integers(len(by_label[label]))]
         segments = _segments(bank.waveform(clip), rate, rng, wanted - len(events), n_samples)
         event_snr_db = float(rng.uniform(*snr_db))
-        events += _place(label, segments, event_snr_db, background, room, rng, rate)
+        events += _place(clip.labels, segments, event_snr_db, background, room, rng, rate)
     events.sort(key=lambda event: event.onset_s)
 
     mixture = background.copy()
@@ -184,7 +197,7 @@ def make_soundscape(
         background *= scale
         for event in events:
             event.segment[:] *= scale
-    return Soundscape(rate, mixture, background, background_label, tuple(events))
+    return Soundscape(rate, mixture, background, background_labels, tuple(events))
 
 
 def soundscapes_of(
@@ -244,28 +257,33 @@ class _Room:
 def _segments(
     waveform: Waveform, rate: int, rng: np.random.Generator, most: int, n_samples: int
 ) -> list[tuple[int, Waveform]]:
-    """Return up to ``most`` neighbouring active segments of a clip, each with its start in it."""
+    """Return up to ``most`` neighbouring active segments of a clip, each with its start.
+
+    Starts count from the first active sample. Of a clip that goes on for longer than ``n_samples``
+    from there, the rest is left out: a scene has no room for it.
+    """
     spans = active_spans(waveform, rate)
     if not spans:
         return []
     first = int(rng.integers(max(1, len(spans) - most + 1)))
-    spans = spans[first : first + most]
-    origin = spans[0].start
+    origin = spans[first].start
+    end = origin + n_samples
     segments = []
-    for span in spans:
-        start, stop = span.start, span.stop
+    for span in spans[first : first + most]:
+        start, stop = span.start, min(span.stop, end)
+        if start >= stop:
+            break
         length = stop - start
         if length > 0.5 * rate and rng.random() < 0.3:  # a part of a long event
             length = int(rng.uniform(0.25 * rate, length))
             start += int(rng.integers(stop - start - length + 1))
-        length = min(length, n_samples)
         segment = waveform[start : start + length].astype(np.float32)
         segments.append((start - origin, _faded(segment, rate)))
     return segments
 
 
 def _place(
-    label: str,
+    labels: tuple[str, ...],
     segments: list[tuple[int, Waveform]],
     snr_db: float,
     background: Waveform,
@@ -279,7 +297,7 @@ def _place(
     n_samples = len(background)
     power = max(float(np.square(segment).mean()) for _, segment in segments)
     gain = np.float32(10.0 ** (snr_db / 20.0) * _rms(background) / np.sqrt(power + 1e-12))
-    extent = min(segments[-1][0] + len(segments[-1][1]), n_samples)
+    extent = segments[-1][0] + len(segments[-1][1])
     base = int(rng.integers(n_samples - extent + 1))
     events = []
     for offset, segment in segments:
@@ -290,21 +308,22 @@ def _place(
         if not spans:
             continue
         onset_s, offset_s = (start + spans[0].start) / rate, (start + spans[-1].stop) / rate
-        events.append(PlacedEvent(label, onset_s, offset_s, snr_db, sounding, start, n_samples))
+        events.append(PlacedEvent(labels, onset_s, offset_s, snr_db, sounding, start, n_samples))
     return events
 
 
 def _background(
     bank: ClipBank, clips: Sequence[Clip], rng: np.random.Generator, n_samples: int
-) -> tuple[Waveform, str | None]:
+) -> tuple[Waveform, tuple[str, ...]]:
     if len(clips) and rng.random() < 0.75:
         labels = sorted({clip.label for clip in clips})
         label = labels[rng.integers(len(labels))]
         choice = [clip for clip in clips if clip.label == label]
-        waveform = bank.waveform(choice[rng.integers(len(choice))])
+        clip = choice[rng.integers(len(choice))]
+        waveform = bank.waveform(clip)
         if len(waveform) >= 0.5 * bank.sample_rate and _rms(waveform) > 1e-5:
-            return _looped(waveform, n_samples, rng, bank.sample_rate), label
-    return coloured_noise(n_samples, rng), None
+            return _looped(waveform, n_samples, rng, bank.sample_rate), clip.labels
+    return coloured_noise(n_samples, rng), ()
 
 
 def coloured_noise(n_samples: int, rng: np.random.Generator) -> Waveform:

@@ -6,6 +6,7 @@ Works on the whole recording at once, so that an event may cross any window bord
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,17 @@ Array = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Span = tuple[float, float]
 
 CONFIDENCE_QUANTILE = 0.75
+KEPT_SHARE = 0.5
+"""No edge moves so far in that less than this share of a span is left."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Where a label sounds: its span in seconds, and the scores [first, last) that tell so."""
+
+    span: Span
+    first: int
+    last: int
 
 
 def spans_above(scores: Array, high: float, low: float) -> list[tuple[int, int]]:
@@ -41,14 +53,37 @@ def union_of(spans: Sequence[Span], gap: float = 0.0) -> list[Span]:
 
 
 def snapped(span: Span, regions: Sequence[Span]) -> Span:
-    """Return a span whose edges are those of regions it overlaps, where they lie near enough."""
+    """Return a span whose edges are those of regions it overlaps, where they lie near enough.
+
+    Where both edges would cut off too much only the onset moves, or else only the offset.
+    """
     onset_s, offset_s = span
     touched = [region for region in regions if region[0] < offset_s and region[1] > onset_s]
     onsets = [region[0] for region in touched if abs(region[0] - onset_s) <= SNAP_S]
     offsets = [region[1] for region in touched if abs(region[1] - offset_s) <= SNAP_S]
     start_s = min(onsets, key=lambda edge: abs(edge - onset_s), default=onset_s)
     stop_s = min(offsets, key=lambda edge: abs(edge - offset_s), default=offset_s)
-    return (start_s, stop_s) if stop_s > start_s else span
+    for first_s, last_s in ((start_s, stop_s), (start_s, offset_s), (onset_s, stop_s)):
+        kept_s = min(last_s, offset_s) - max(first_s, onset_s)
+        if kept_s >= KEPT_SHARE * (offset_s - onset_s):
+            return first_s, last_s
+    return span
+
+
+def reunited(found: Sequence[Stretch]) -> list[Stretch]:
+    """Return stretches in order, those whose spans meet made one.
+
+    Two that moved to the edges of one region may overlap, though there was a gap between them.
+    """
+    united: list[Stretch] = []
+    for stretch in sorted(found, key=lambda stretch: stretch.span):
+        if united and stretch.span[0] <= united[-1].span[1]:
+            before = united.pop()
+            span = (before.span[0], max(before.span[1], stretch.span[1]))
+            first, last = min(before.first, stretch.first), max(before.last, stretch.last)
+            stretch = Stretch(span, first, last)
+        united.append(stretch)
+    return united
 
 
 def smoothed(scores: Array, size: int) -> Array:
@@ -112,16 +147,19 @@ def find_events(
     smooth = smoothed(probabilities, median_segments(label, segment_s))
     starts_s = np.array([region[0] for region in regions])
     stops_s = np.array([region[1] for region in regions])
-    events = []
+    found = []
     for first, last in stretches(smooth, threshold, MERGE_GAP_S / segment_s):
         span = (first * segment_s, last * segment_s)
-        confidence = max(threshold, _confidence(smooth[first:last]))
         if label not in BACKGROUND_LABELS:
             near = slice(
                 int(np.searchsorted(stops_s, span[0])), int(np.searchsorted(starts_s, span[1]))
             )
             span = snapped(span, regions[near])
-        onset_s, offset_s = round(span[0], 3), round(min(span[1], duration_s), 3)
+        found.append(Stretch(span, first, last))
+    events = []
+    for stretch in reunited(found):
+        confidence = max(threshold, _confidence(smooth[stretch.first : stretch.last]))
+        onset_s, offset_s = round(stretch.span[0], 3), round(min(stretch.span[1], duration_s), 3)
         if offset_s > onset_s:
             events.append(Event(label, onset_s, offset_s, round(confidence, 4)))
     return events

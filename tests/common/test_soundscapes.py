@@ -117,6 +117,24 @@ def test_the_same_seed_gives_the_same_soundscape() -> None:
     assert [event.label for event in one.events] == [event.label for event in two.events]
 
 
+def test_all_labels_of_a_clip_go_along() -> None:
+    """Whether a sound stands in front is a matter of all its labels, too."""
+    clips = [
+        Clip(Path(f"{index}.wav"), labels[0], "fsd50k", 1, str(index), index, labels)
+        for index, labels in enumerate([("rain", "dog"), ("rain", "sea_waves"), ("dog", "animal")])
+    ]
+    bank = ArrayBank(clips, [tone(1.0), tone(2.0, 300.0), tone(1.0)])
+    cast = cast_of(clips)
+    assert cast.foreground == (clips[0], clips[2])
+    assert cast.background == (clips[1],)
+    scapes = list(soundscapes_of(bank, clips, 20, seed=0, duration_s=2.0))
+    events = [event for scape in scapes for event in scape.events]
+    assert {event.labels for event in events} == {("rain", "dog"), ("dog", "animal")}
+    assert {event.label for event in events} == {"rain", "dog"}
+    assert {s.background_labels for s in scapes} == {(), ("rain", "sea_waves")}
+    assert {s.background_label for s in scapes} == {None, "rain"}
+
+
 def test_no_events_and_silent_clips() -> None:
     clips = bank()
     rng = np.random.default_rng(0)
@@ -125,6 +143,33 @@ def test_no_events_and_silent_clips() -> None:
     np.testing.assert_array_equal(empty.mixture, empty.background)
     horn = [clip for clip in clips.clips if clip.label == "car_horn"]
     assert make_soundscape(clips, horn, [], rng, 1.0).events == ()
+
+
+@pytest.mark.parametrize("reverb", [False, True])
+def test_of_a_clip_longer_than_the_scene_only_the_beginning_is_heard(reverb: bool) -> None:
+    """A second of sound, ten of silence and three of sound do not fit into ten seconds."""
+    barks = np.concatenate([tone(1.0), silence(10.0), tone(3.0)])
+    clips = [Clip(Path("0.wav"), "dog", "us8k", 3, "0", 0)]
+    bank = ArrayBank(clips, [barks])
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scape = make_soundscape(bank, clips, [], rng, max_events=2, min_events=2, reverb=reverb)
+        total = scape.background + sum(event.stem for event in scape.events)
+        np.testing.assert_allclose(scape.mixture, total, atol=1e-5)
+        # either time the clip is drawn it gives one event: its other bark begins after 11 s
+        assert len(scape.events) == 2
+        assert all(0.0 <= event.onset_s < event.offset_s <= 10.0 for event in scape.events)
+
+
+def test_of_a_sound_longer_than_the_scene_a_part_is_heard() -> None:
+    clips = [Clip(Path("0.wav"), "siren", "us8k", 3, "0", 0)]
+    bank = ArrayBank(clips, [tone(30.0)])
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scape = make_soundscape(bank, clips, [], rng, 2.0, max_events=1, reverb=False)
+        [event] = scape.events
+        assert 0.0 <= event.onset_s < event.offset_s <= 2.0
+        assert event.start + len(event.segment) <= 2 * RATE
 
 
 def test_soundscapes_of_the_test_split_use_no_other_clip() -> None:

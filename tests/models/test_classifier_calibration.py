@@ -142,8 +142,8 @@ def test_a_model_is_calibrated_on_soundscapes() -> None:
     def scene(present: bool) -> Soundscape:
         n = 8 * rate
         silence = np.zeros(n, np.float32)
-        bark = PlacedEvent("dog", 2.0, 6.0, 10.0, np.ones(4 * rate, np.float32), 2 * rate, n)
-        return Soundscape(rate, bark.stem, silence, None, (bark,) if present else ())
+        bark = PlacedEvent(("dog",), 2.0, 6.0, 10.0, np.ones(4 * rate, np.float32), 2 * rate, n)
+        return Soundscape(rate, bark.stem, silence, (), (bark,) if present else ())
 
     heard = hear_scenes(Timid(SMALL).eval(), [scene(n > 0) for n in range(4)])
     config = with_segments_fitted(SMALL, heard)
@@ -151,3 +151,26 @@ def test_a_model_is_calibrated_on_soundscapes() -> None:
     assert probability == pytest.approx(0.75, abs=0.01)
     assert config.event_threshold <= 0.75
     assert config.temperature == SMALL.temperature
+
+
+def test_a_sound_with_two_labels_calibrates_both() -> None:
+    """A model that is right of both labels of each bark is to be believed of both."""
+    rate = SMALL.sample_rate
+    barks = [LABELS.index(label) for label in ("dog", "speech")]
+
+    class Keen(Classifier):
+        def forward(self, logmel: torch.Tensor, mask: torch.Tensor | None = None) -> Scores:
+            logits = torch.full((1, K, 100), -5.0)
+            logits[0, barks, 25:75] = 1.0
+            return Scores(logits[..., 0], logits, (), logits)
+
+    n = 8 * rate
+    bark = PlacedEvent(("dog", "speech"), 2.0, 6.0, 0.0, np.ones(4 * rate, np.float32), 2 * rate, n)
+    scene = Soundscape(rate, bark.stem, np.zeros(n, np.float32), (), (bark,))
+    [heard] = hear_scenes(Keen(SMALL).eval(), [scene])
+    active = activity_of(heard, LABELS, SMALL.segment_s)
+    assert active.sum(axis=1)[barks].tolist() == [50, 50]
+    assert active.sum() == 100
+    config = with_segments_fitted(SMALL, [heard])
+    # were one of the labels false, it could be no surer than 0.5
+    assert sigmoid((1.0 + config.segment_shift) / config.segment_temperature) > 0.99

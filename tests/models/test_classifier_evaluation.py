@@ -242,7 +242,7 @@ def test_oracle_mask_by_hand() -> None:
     tone = np.sin(2 * np.pi * 1000 * np.arange(n) / RATE_HZ).astype(np.float32)
     tone[RATE_HZ:] = 0.0
     noise = (0.001 * np.random.default_rng(0).standard_normal(n)).astype(np.float32)
-    mask = oracle_mask(Soundscape(RATE_HZ, tone + noise, noise, None, ()))
+    mask = oracle_mask(Soundscape(RATE_HZ, tone + noise, noise, (), ()))
     assert mask.shape == (128, 101)
     assert mask[:, 10:40].max() > 0.99  # the tone
     assert mask[:, 60:].max() < 0.01  # nothing in front

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from common.params import ClassifyParams
 from common.stage_io import StageInput
 from services.classifier.config import Config, HybridSettings, median_segments
 from services.classifier.events import (
+    Stretch,
     find_events,
+    reunited,
     smoothed,
     snapped,
     spans_above,
@@ -56,6 +59,24 @@ def test_union_and_snapping_by_hand() -> None:
     assert snapped((5.0, 6.0), regions) == (5.0, 6.0)
 
 
+def test_snapping_leaves_half_of_a_span_by_hand() -> None:
+    assert snapped((2.0, 2.4), [(1.9, 2.21)]) == (1.9, 2.21)  # 0.21 of 0.4 s are left
+    assert snapped((2.0, 2.4), [(1.9, 2.19)]) == (1.9, 2.4)  # 0.19 s would be
+    assert snapped((2.0, 2.4), [(2.21, 2.5)]) == (2.0, 2.5)
+    # either edge may move, both together may not
+    assert snapped((2.0, 2.4), [(2.15, 2.25)]) == (2.15, 2.4)
+    assert snapped((2.0, 2.4), [(2.001, 2.004), (2.396, 2.399)]) == (2.001, 2.399)
+
+
+def test_stretches_that_meet_are_one_by_hand() -> None:
+    apart, overlapping = Stretch((5.0, 6.0), 50, 60), Stretch((1.5, 2.5), 18, 25)
+    inside, touching = Stretch((1.2, 1.3), 15, 16), Stretch((2.5, 3.0), 27, 30)
+    assert reunited([Stretch((1.0, 2.0), 10, 14), inside, overlapping, touching, apart]) == [
+        Stretch((1.0, 3.0), 10, 30),
+        apart,
+    ]
+
+
 def test_stretches_by_hand() -> None:
     rising = np.array([0.1, 0.3, 0.5, 0.7, 0.7, 0.3, 0.1, 0.1])
     # from where it is above half of the threshold; the upper quartile of these five is 0.7
@@ -86,6 +107,36 @@ def test_events_by_hand() -> None:
     assert [(e.onset_s, e.offset_s) for e in cut] == [(0.8, 2.0)]
     silence = find_events(np.zeros(50, np.float32), "dog", [], 0.0, 0.08, 4.0)
     assert silence == []
+
+
+def test_two_events_drawn_to_one_region_are_one() -> None:
+    """The first ends 0.24 s before the second begins; a region ends 4 ms after that."""
+    scores = np.zeros(150, np.float32)
+    scores[99:102] = 0.8  # 7.92 to 8.16 s
+    scores[105:108] = 0.8  # 8.40 to 8.64 s
+    for regions in ([], [(7.92, 8.3)]):
+        assert len(find_events(scores, "dog", regions, 0.5, 0.08, 12.0)) == 2
+    [dog] = find_events(scores, "dog", [(7.92, 8.404)], 0.5, 0.08, 12.0)
+    assert (dog.onset_s, dog.offset_s) == (7.92, 8.64)
+    # three of nine scores are 0, six are 0.8
+    assert dog.confidence == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_events_of_a_label_stay_apart_and_keep_half_of_what_was_heard(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    scores = smoothed(rng.random(250) ** 2, 3)
+    edges_s = np.sort(rng.uniform(0.0, 20.0, 60))
+    regions = [(float(a), float(b)) for a, b in edges_s.reshape(-1, 2)]
+    heard = find_events(scores, "dog", [], 0.4, 0.08, 20.0)
+    moved = find_events(scores, "dog", regions, 0.4, 0.08, 20.0)
+    for before, after in pairwise(moved):
+        assert before.offset_s < after.onset_s
+    for event in heard:
+        kept_s = sum(
+            max(0.0, min(e.offset_s, event.offset_s) - max(e.onset_s, event.onset_s)) for e in moved
+        )
+        assert kept_s >= 0.5 * (event.offset_s - event.onset_s) - 2e-3  # rounded to ms
 
 
 def test_background_is_not_moved_to_the_edges_of_the_foreground() -> None:

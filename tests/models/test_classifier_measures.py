@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from common.domain import Event
+from common.soundscapes import PlacedEvent, Soundscape
 from services.classifier.calibration import Scale
 from services.classifier.evaluation.pictures import (
     evaluation_picture,
@@ -28,6 +29,7 @@ from services.classifier.evaluation.scoring import (
     match_seconds,
     score_clips,
     score_tags,
+    truth_of,
 )
 
 LABELS = ("a", "b", "c", "d")
@@ -146,6 +148,22 @@ def test_event_counts_with_offsets_as_strict_as_onsets_by_hand() -> None:
     # the second ends too late, the third is another label
     assert match_events(moved, one, offset_share=0.0) == Counts(1, 2, 2)
     assert match_events([moved[0], moved[0]], one[:1], offset_share=0.0) == Counts(1, 1, 0)
+
+
+def test_the_truth_holds_every_label_of_a_sound() -> None:
+    strum = PlacedEvent(("guitar", "music"), 0.5, 1.0, 0.0, np.ones(5, np.float32), 5, 20)
+    silence = np.zeros(20, np.float32)
+    truth = truth_of(Soundscape(10, strum.stem, silence, ("rain", "water"), (strum,)))
+    assert truth == [
+        Event("guitar", 0.5, 1.0, 1.0),
+        Event("music", 0.5, 1.0, 1.0),
+        Event("rain", 0.0, 2.0, 1.0),
+        Event("water", 0.0, 2.0, 1.0),
+    ]
+    assert match_events(truth, truth) == Counts(4, 0, 0)
+    # two seconds of rain and of water, one of the others
+    assert match_seconds(truth, truth, 2.0) == Counts(6, 0, 0)
+    assert truth_of(Soundscape(10, silence, silence, (), ())) == []
 
 
 # Predictions and what is made of them

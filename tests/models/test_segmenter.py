@@ -209,25 +209,27 @@ def test_presence_loss_by_hand() -> None:
     assert presence_loss(logits, class_mask).item() == pytest.approx(np.log(2.0), abs=1e-6)
 
 
-def scape_of(events: tuple[PlacedEvent, ...], background_label: str | None = None) -> Soundscape:
+def scape_of(
+    events: tuple[PlacedEvent, ...], background_labels: tuple[str, ...] = ()
+) -> Soundscape:
     background = noise(RATE)[0]
     mixture = background + sum(event.stem for event in events)
-    return Soundscape(RATE, mixture, background, background_label, events)
+    return Soundscape(RATE, mixture, background, background_labels, events)
 
 
 def test_event_powers_equal_those_of_the_whole_stem() -> None:
     for start, length in ((0, 500), (7777, 3000), (30_000, 2000)):
         segment_of = noise(length)[0]
         onset_s, offset_s = start / RATE, (start + length) / RATE
-        event = PlacedEvent("dog", onset_s, offset_s, 0.0, segment_of, start, RATE)
+        event = PlacedEvent(("dog",), onset_s, offset_s, 0.0, segment_of, start, RATE)
         powers = Spectra()(scape_of((event,)))
         whole = front_end().power(torch.from_numpy(event.stem[None]))[0]
         torch.testing.assert_close(powers.events[0], whole, atol=1e-4, rtol=1e-3)
 
 
 def test_targets_by_hand() -> None:
-    dog = PlacedEvent("dog", 0.0, 1.0, 0.0, noise(100)[0], 0, RATE)
-    scape = scape_of((dog, dog), "rain")
+    dog = PlacedEvent(("dog",), 0.0, 1.0, 0.0, noise(100)[0], 0, RATE)
+    scape = scape_of((dog, dog), ("rain",))
     power = torch.zeros(MASK_BANDS, 4)
     power[:, 0] = 0.5
     background = torch.full((MASK_BANDS, 4), 3.0)
@@ -246,7 +248,7 @@ def test_small_events_weigh_more() -> None:
     click, long = torch.zeros(MASK_BANDS, 200), torch.zeros(MASK_BANDS, 200)
     click[:, 20:23] = 1.0
     long[:, 50:150] = 1.0
-    dog = PlacedEvent("dog", 0.0, 1.0, 0.0, noise(100)[0], 0, RATE)
+    dog = PlacedEvent(("dog",), 0.0, 1.0, 0.0, noise(100)[0], 0, RATE)
     powers = Powers(click + long + 1e-3, torch.full_like(click, 1e-3), (click, long))
     weight = weights_of(targets_of(scape_of((dog, dog)), powers, ("dog",)))
     assert weight[64, 21].item() == pytest.approx(3000 / (3 * MASK_BANDS), rel=1e-3)

@@ -337,12 +337,17 @@ def _auc(present: Array, confidence: Array) -> float | None:
 
 
 def truth_of(scene: Soundscape) -> list[Event]:
-    """Return the true events of a soundscape; a labelled background lasts throughout."""
-    events = [Event(e.label, e.onset_s, e.offset_s, 1.0) for e in scene.events]
-    if scene.background_label is not None:
-        duration_s = len(scene.mixture) / scene.sample_rate
-        events.append(Event(scene.background_label, 0.0, duration_s, 1.0))
-    return events
+    """Return the true events of a soundscape, one for each label of each of its sounds.
+
+    A labelled background lasts throughout.
+    """
+    events = [
+        Event(label, sound.onset_s, sound.offset_s, 1.0)
+        for sound in scene.events
+        for label in sound.labels
+    ]
+    duration_s = len(scene.mixture) / scene.sample_rate
+    return events + [Event(label, 0.0, duration_s, 1.0) for label in scene.background_labels]
 
 
 def match_events(
