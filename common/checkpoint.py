@@ -16,6 +16,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from common.errors import WeightsInvalid
@@ -23,6 +24,9 @@ from common.weights_header import CONFIG_KEY, metadata_of
 
 NOTES_KEY = "notes"
 """Within the config's JSON: of two keys in the header, safetensors does not keep the order."""
+
+FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32)
+"""In which weights may be stored that a model computes with."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,13 @@ def load(path: Path) -> Checkpoint:
         content = path.read_bytes()
         tensors = safetensors.torch.load(content)
         config = json.loads(metadata_of(content)[CONFIG_KEY])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
+    except (
+        OSError,
+        safetensors.SafetensorError,
+        KeyError,
+        ValueError,
+        RecursionError,  # lists in lists in lists
+    ) as error:
         raise WeightsInvalid(f"the weights file {path.name} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise WeightsInvalid(f"the weights file {path.name} holds no config")
@@ -102,12 +112,31 @@ def restore(module: nn.Module, checkpoint: Checkpoint) -> None:
     """Put the tensors of a checkpoint into a module.
 
     Raises:
-        WeightsInvalid: names or shapes differ.
+        WeightsInvalid: names, shapes or types differ, or a value is no finite number.
     """
+    _check_fit(module.state_dict(), checkpoint.tensors)
     try:
         module.load_state_dict(checkpoint.tensors)
     except RuntimeError as error:
         raise WeightsInvalid(f"the weights do not fit the model: {error}") from error
+
+
+def _check_fit(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Raises WeightsInvalid: see ``restore``."""
+    for name in sorted(wanted.keys() ^ given.keys()):
+        lacks = "are missing" if name in wanted else "have no place"
+        raise WeightsInvalid(f"the weights do not fit the model: those of {name:.80} {lacks}")
+    for name, tensor in given.items():
+        place = wanted[name]
+        if tensor.shape != place.shape:
+            shapes = f"{tuple(tensor.shape)}, not {tuple(place.shape)}"
+            raise WeightsInvalid(f"the weights do not fit the model: {name} is {shapes}")
+        # of others something would be lost, such as the imaginary part
+        if tensor.dtype not in (FLOAT_TYPES if place.is_floating_point() else (place.dtype,)):
+            types = f"{tensor.dtype}, not {place.dtype}"
+            raise WeightsInvalid(f"the weights do not fit the model: {name} is of {types}")
+        if not bool(tensor.isfinite().all()):
+            raise WeightsInvalid(f"the weights of {name} are not all finite numbers")
 
 
 def _sync(path: Path) -> None:

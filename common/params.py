@@ -22,6 +22,7 @@ from pydantic import (
 from common.domain import Stage
 from common.errors import ParametersInvalid
 from common.labels import LABELS
+from common.names import plain_text
 from common.text.understanding import MAX_LENGTH, WHY, Abstained, Intent, understand
 from common.text.words import plain
 
@@ -29,6 +30,10 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 MAX_WISHES = 100  # texts that say what to remove
 ONLY = frozenset({"just", "only", "solely"})  # without a word for removing, they name what is kept
 SHOWN_CHARACTERS = 100  # of a text that is refused
+
+MAX_LABEL_NAME = 200
+"""Characters of a label, at most, in parameters as in weights."""
+MAX_TAGS = 20  # however many labels the weights tell apart
 
 ExplainMethod = Literal[
     "integrated_gradients", "grad_cam", "lrp", "attention_rollout", "feature_maps"
@@ -38,12 +43,6 @@ EXPLAIN_METHODS: tuple[ExplainMethod, ...] = get_args(ExplainMethod)
 MAX_EXPLAINED_LABELS = 3
 MAX_EXPLAINED_WINDOWS = 3
 """Windows of a recording that are explained per label, at most: they bound time and memory."""
-
-
-def _known_label(label: str) -> str:
-    if label not in LABELS:
-        raise ValueError(f"unknown label {label!r}; known: {', '.join(LABELS)}")
-    return label
 
 
 def _in_order(methods: tuple[ExplainMethod, ...]) -> tuple[ExplainMethod, ...]:
@@ -102,7 +101,10 @@ def _understood(text: str) -> str:
     return text
 
 
-KnownLabel = Annotated[str, AfterValidator(_known_label)]
+LabelName = Annotated[
+    str, Field(min_length=1, max_length=MAX_LABEL_NAME), AfterValidator(plain_text)
+]
+"""A label of any weights: which of them there are is known where the weights are."""
 RemovedLabels = Annotated[
     tuple[Annotated[str, AfterValidator(_understood)], ...],
     BeforeValidator(_in_words, json_schema_input_type=str | tuple[str, ...]),
@@ -136,12 +138,12 @@ class ClassifyParams(StageParams):
     """
 
     threshold: Probability | None = Field(default=None, exclude_if=lambda value: value is None)
-    top_k: int = Field(default=5, ge=1, le=len(LABELS))
+    top_k: int = Field(default=5, ge=1, le=MAX_TAGS)
     embeddings: bool = Field(default=False, exclude_if=operator.not_)
     explain: Annotated[tuple[ExplainMethod, ...], AfterValidator(_in_order)] = Field(
         default=(), exclude_if=operator.not_
     )
-    explain_labels: tuple[KnownLabel, ...] = Field(
+    explain_labels: tuple[LabelName, ...] = Field(
         default=(), max_length=MAX_EXPLAINED_LABELS, exclude_if=operator.not_
     )
     explain_windows: int = Field(

@@ -309,10 +309,12 @@ class _Run(Generic[ModuleT]):
     def take_step(
         self, batch: BatchT, losses: Callable[[ModuleT, BatchT], Losses], at: float
     ) -> None:
-        """Learn from one batch at position ``at``; a gradient that is not finite is left out."""
+        """Learn from one batch at position ``at``; one whose gradient is not finite is left out."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(at) * group["lr_scale"]
         self.optimizer.zero_grad(set_to_none=True)
+        # the forward pass moves running statistics, before it is known whether the batch is good
+        before = [buffer.clone() for buffer in self.model.buffers()]
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.config.bf16):
             parts = losses(self.model, batch)
@@ -328,6 +330,8 @@ class _Run(Generic[ModuleT]):
             names = ["gradient_norm", *parts]
             self.journal.add(dict(zip(names, numbers, strict=True)))
         else:
+            for buffer, kept in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(kept)
             self.bad_steps += 1
             if self.bad_steps >= MAX_BAD_STEPS_IN_A_ROW:
                 raise FloatingPointError(f"the gradient is not finite at step {self.step}")

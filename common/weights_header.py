@@ -20,7 +20,7 @@ def metadata_of(content: bytes) -> dict[str, str]:
     """Return the metadata of a file, given at least its beginning up to the tensors.
 
     Raises:
-        ValueError: it is no safetensors file.
+        ValueError, RecursionError: it is no safetensors file.
         KeyError: it has no metadata.
     """
     size = int.from_bytes(content[:LENGTH_BYTES], "little")
@@ -41,7 +41,7 @@ def labels_of(path: Path) -> tuple[str, ...]:
             size = min(int.from_bytes(length, "little"), MAX_HEADER_BYTES)
             config: Any = json.loads(metadata_of(length + opened.read(size))[CONFIG_KEY])
         labels = config["labels"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise WeightsInvalid(f"the weights file {path.name} cannot be read: {error}") from error
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise WeightsInvalid(f"the weights file {path.name} names no labels")

@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import WeightsInvalid
 from common.labels import BACKGROUND_LABELS, LABELS
+from common.params import MAX_LABEL_NAME
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "classifier.safetensors"
 
@@ -241,8 +242,8 @@ def median_segments(label: str, segment_s: float) -> int:
 def _check_labels(labels: object) -> None:
     if not isinstance(labels, tuple) or not 1 <= len(labels) <= MAX_LABELS:
         raise ValueError(f"labels must be a list of 1 to {MAX_LABELS} names")
-    if not all(isinstance(label, str) and 1 <= len(label) <= 200 for label in labels):
-        raise ValueError("every label must be a text of 1 to 200 characters")
+    if not all(isinstance(label, str) and 1 <= len(label) <= MAX_LABEL_NAME for label in labels):
+        raise ValueError(f"every label must be a text of 1 to {MAX_LABEL_NAME} characters")
     if len(set(labels)) < len(labels):
         raise ValueError("a label is there twice")
 

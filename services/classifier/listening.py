@@ -19,11 +19,12 @@ import torch
 
 from common.audio import AudioLimits, AudioReader, resample_blocks
 from common.chunking import CrossFader, chunks
-from common.masks import MASK_BANDS, MASK_HOP_S, MaskReader
+from common.masks import MaskReader
 from common.settings import get_settings
 from common.stage_io import AudioFacts, StageInput, together
 from common.vectors import VectorWriter
 from services.classifier.config import OVERLAP_SEGMENTS, SILENCE_PEAK, WINDOW_SEGMENTS, Config
+from services.classifier.foreground import mask_cells
 from services.classifier.model import Classifier
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -290,13 +291,3 @@ def _score(loaded: LoadedClassifier, group: Sequence[Window]) -> list[WindowScor
         WindowScores(clip[b], segments[b], None if vectors is None else vectors[b], len(loud))
         for b in range(len(group))
     ]
-
-
-def mask_cells(mask: MaskReader, start: int, n_segments: int, config: Config) -> Array:
-    """Return the mask averaged over cells, (f, t), for ``n_segments`` from segment ``start``."""
-    per_segment = round(config.segment_s / MASK_HOP_S)
-    frames = mask.frames(start * per_segment, (start + n_segments) * per_segment)
-    bands = config.mask_bands
-    grid = frames.reshape(bands, MASK_BANDS // bands, n_segments, per_segment)
-    cells: Array = grid.mean(axis=(1, 3), dtype=np.float32)
-    return cells

@@ -125,27 +125,12 @@ def restored(checkpoint: Checkpoint) -> Classifier:
     """Return the classifier of a weights file, on the CPU, in eval mode.
 
     Raises:
-        WeightsInvalid: its config is refused, the tensors do not fit the config, or hold a value
-            that is no finite number.
+        WeightsInvalid: its config is refused, or the tensors do not fit it; see ``restore``.
     """
     config = Config.from_dict(checkpoint.config)
     try:
         model = build(config)
     except ValueError as error:
         raise WeightsInvalid(f"the classifier's config does not fit: {error}") from error
-    _check_fit(model.state_dict(), checkpoint.tensors)
     restore(model, checkpoint)
     return model.eval()
-
-
-def _check_fit(wanted: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """Raises WeightsInvalid: another name or shape, or a value that is no finite number."""
-    for name in sorted(wanted.keys() ^ given.keys()):
-        lacks = "are missing" if name in wanted else "have no place"
-        raise WeightsInvalid(f"the weights do not fit the config: those of {name:.80} {lacks}")
-    for name, tensor in given.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{tuple(tensor.shape)}, not {tuple(wanted[name].shape)}"
-            raise WeightsInvalid(f"the weights do not fit the config: {name} is {shapes}")
-        if not bool(tensor.isfinite().all()):
-            raise WeightsInvalid(f"the weights of {name} are not all finite numbers")

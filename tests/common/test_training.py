@@ -317,6 +317,34 @@ def test_broken_gradients_are_noticed(tmp_path: Path) -> None:
     torch.testing.assert_close(model.weight.detach(), before)
 
 
+def test_a_broken_batch_leaves_no_trace(tmp_path: Path) -> None:
+    """The fit goes on as if the model had not seen it, running statistics included."""
+    config = replace(EXACT, steps=20)
+
+    def normed() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+    def with_inf(step: int, position: float) -> Tensor:
+        x = at_step(step, position)
+        if step == 7:
+            x[3, 1] = float("inf")
+        return x
+
+    def unseen(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+        if bool(x.isfinite().all()):
+            return losses(model, x)
+        total = sum(weight.sum() for weight in model.parameters()) * float("nan")
+        return {"total": total, "rms": total}
+
+    result = fit(normed(), with_inf, losses, config, tmp_path / "seen")
+    wanted = fit(normed(), with_inf, unseen, config, tmp_path / "unseen")
+    assert all(bool(t.isfinite().all()) for t in result.ema_model.state_dict().values())
+    assert weights_of(result) == weights_of(wanted)
+    assert int(result.ema_model[1].num_batches_tracked) == 19
+    assert result.steps == 20
+
+
 def test_one_cycle_rises_peaks_and_falls() -> None:
     values = [one_cycle(p / 100, 0.2, 0.001) for p in range(101)]
     assert values[0] == pytest.approx(0.04)

@@ -68,7 +68,10 @@ def test_the_order_of_methods_does_not_matter() -> None:
     ("classify", "named"),
     [
         ({"explain": ["shap"]}, "integrated_gradients"),
-        ({"explain": ["lrp"], "explain_labels": ["cat"]}, "known: air_conditioner"),
+        ({"explain": ["lrp"], "explain_labels": [""]}, "at least 1 character"),
+        ({"explain": ["lrp"], "explain_labels": ["x" * 201]}, "at most 200 characters"),
+        ({"explain": ["lrp"], "explain_labels": ["a\0b"]}, "control characters"),
+        ({"explain": ["lrp"], "explain_labels": [7]}, "a valid string"),
         ({"explain": ["lrp"], "explain_labels": list(ALL_LABELS[:4])}, "at most 3"),
         ({"explain": ["lrp"], "explain_windows": 4}, "less than or equal to 3"),
     ],
@@ -76,6 +79,15 @@ def test_the_order_of_methods_does_not_matter() -> None:
 def test_what_is_refused_at_submission(classify: dict[str, Any], named: str) -> None:
     with pytest.raises(ParametersInvalid, match=named):
         parse_params({"classify": classify})
+
+
+def test_labels_of_ones_own_are_left_to_the_weights() -> None:
+    asked = {"classify": {"explain": ["grad_cam"], "explain_labels": ["Great_Tit", "Türklingel"]}}
+    params = parse_params(asked).classify
+    assert params.explain_labels == ("Great_Tit", "Türklingel")
+    check(Config(labels=("Great_Tit", "Türklingel")), params)
+    with pytest.raises(ParametersInvalid, match="do not know Great_Tit, Türklingel; known: air_"):
+        check(Config(), params)
 
 
 def test_what_is_possible_for_each_network() -> None:
@@ -383,19 +395,22 @@ def test_command_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[s
     weights, audio = tmp_path / "w.safetensors", tmp_path / "a.wav"
     torch.manual_seed(0)
     network = NETWORKS["vgg_slat"]
-    model = build(Config("vgg_slat", ("dog", "rain"), network=network, dropout=0.0))
+    model = build(Config("vgg_slat", ("dog", "Great_Tit"), network=network, dropout=0.0))
     checkpoint.save(weights, model.config.to_dict(), model)
     soundfile.write(audio, scene("low", seed=1).samples, RATE)
     out = tmp_path / "why"
-    command.main(audio, out, label=["rain"], method=["lrp"], weights=weights)
+    command.main(audio, out, label=["Great_Tit"], method=["lrp"], weights=weights)
     printed = capsys.readouterr().out.split()
     assert {str(path) for path in out.rglob("*") if path.is_file()} == set(printed)
     [found] = json.loads((out / "explanation.json").read_text())["answers"]
-    assert found["label"] == "rain"
+    assert found["label"] == "Great_Tit"
     assert found["reasons"][0]["conservation_error"] < 0.01
     with pytest.raises(typer.Exit):
         command.main(audio, out, method=["attention_rollout"], weights=weights)
     assert "possible: integrated_gradients, lrp, feature_maps" in capsys.readouterr().err
+    with pytest.raises(typer.Exit):
+        command.main(audio, out, label=["wren"], weights=weights)
+    assert "do not know wren; known: dog, Great_Tit" in capsys.readouterr().err
 
 
 def test_the_table_of_measures_is_written_beside_and_renamed(

@@ -19,14 +19,14 @@ from common import checkpoint
 from common.domain import ArtifactKind
 from common.errors import ArtifactInvalid, AudioEmpty, AudioUnreadable
 from common.labels import LABELS
-from common.masks import MaskReader, MaskWriter
+from common.masks import MaskWriter
 from common.params import ClassifyParams
 from common.results import parse_events, parse_summary
 from common.stage_io import Done, Phases, StageInput, StageOutput
 from common.vectors import VectorReader
 from services.classifier import infer, listening
 from services.classifier.config import WINDOW_SEGMENTS, Config, HybridSettings
-from services.classifier.listening import LoadedClassifier, listen, mask_cells
+from services.classifier.listening import LoadedClassifier, listen
 from services.classifier.model import Classifier, build
 
 SMALL = Config(
@@ -199,20 +199,6 @@ def test_windows_fade_over_without_a_seam(loaded: LoadedClassifier, tmp_path: Pa
     segments = listen(loaded, item, None).segments.astype(np.float32)
     inner = segments[:, 24:216].reshape(len(LABELS), -1, 3)
     assert float(np.ptp(inner, axis=1).max()) < 0.3 * float(np.ptp(segments))
-
-
-def test_mask_cells_by_hand(tmp_path: Path) -> None:
-    mask = np.zeros((128, 12), np.float32)
-    mask[:32, 4:8] = 1.0
-    mask[32, 8] = 1.0
-    with MaskWriter(tmp_path / "m.npz") as writer:
-        writer.append(mask)
-    with MaskReader(tmp_path / "m.npz") as reader:
-        cells = mask_cells(reader, 0, 4, SMALL)
-    wanted = np.zeros((4, 4), np.float32)
-    wanted[0, 1] = 1.0
-    wanted[1, 2] = 1 / 128
-    np.testing.assert_allclose(cells, wanted, atol=1e-6)
 
 
 # Shards

@@ -85,3 +85,18 @@ def test_what_is_no_weights_file(tmp_path: Path, content: bytes) -> None:
 def test_weights_without_labels(tmp_path: Path, config: object) -> None:
     with pytest.raises(WeightsInvalid):
         labels_of(weights(tmp_path / "weights", config))
+
+
+@pytest.mark.parametrize("nested", ["header", "config"])
+def test_lists_in_lists_do_not_keep_a_gateway_from_starting(tmp_path: Path, nested: str) -> None:
+    path = tmp_path / "weights"
+    deep = "[" * 100_000
+    if nested == "config":
+        save_file({"w": np.zeros(2, np.float32)}, path, metadata={"config": deep})
+    else:
+        path.write_bytes(len(deep).to_bytes(8, "little") + deep.encode())
+    with pytest.raises(WeightsInvalid):
+        labels_of(path)
+    said: list[str] = []
+    assert wording_of(Settings(classifier_weights=path), said.append).labels == LABELS
+    assert len(said) == 1

@@ -28,12 +28,14 @@ from common.domain import Event
 from common.params import ClassifyParams
 from common.soundscapes import Soundscape, soundscapes_of
 from common.stage_io import AudioFacts, StageInput
+from services.classifier.admission import device_named
 from services.classifier.config import LOW_SHARE, OVERLAP_SEGMENTS, WINDOW_SEGMENTS
 from services.classifier.evaluation.judging import held_out, known_only
 from services.classifier.evaluation.reports import percent, write_json
 from services.classifier.evaluation.scoring import Counts, match_events
 from services.classifier.infer import events_in, load
 from services.classifier.listening import SILENT_LOGIT, Heard, LoadedClassifier, listen
+from services.classifier.selection import plain_errors
 
 Array = npt.NDArray[np.float32]
 
@@ -180,27 +182,28 @@ def main(
 ) -> None:
     """Measure how much of what is heard depends on where windows begin; print JSON."""
     torch.set_num_threads(threads)
-    loaded = load(device, weights)
-    data_set = load_layout(data, layout) if layout else held_out(data)
-    clips = known_only(data_set, loaded.config.labels, skip=True).clips
-    bank = ClipBank.open(clips, cache, loaded.config.sample_rate)
-    made = soundscapes_of(
-        bank, clips, scenes, SCENE_SEED, seconds, max_events=round(EVENTS_PER_S * seconds)
-    )
-    found = consistency(loaded, (_mixture(scene) for scene in made))
-    report: dict[str, Any] = {
-        "weights": loaded.digest,
-        "threshold": loaded.config.event_threshold,
-        "scenes": scenes,
-        "seconds": seconds,
-        "shifts_s": [round(shift * loaded.config.segment_s, 3) for shift in SHIFTS_SEGMENTS],
-        "compared": {name: asdict(likeness) for name, likeness in found.items()},
-    }
-    typer.echo(json.dumps(report, indent=1))
-    for name, likeness in found.items():
-        typer.echo(f"{name}: {percent(likeness.share_kept)} % of events kept", err=True)
-    if json_path is not None:
-        write_json(json_path, report)
+    with plain_errors():
+        loaded = load(device_named(device), weights)
+        data_set = load_layout(data, layout) if layout else held_out(data)
+        clips = known_only(data_set, loaded.config.labels, skip=True).clips
+        bank = ClipBank.open(clips, cache, loaded.config.sample_rate)
+        made = soundscapes_of(
+            bank, clips, scenes, SCENE_SEED, seconds, max_events=round(EVENTS_PER_S * seconds)
+        )
+        found = consistency(loaded, (_mixture(scene) for scene in made))
+        report: dict[str, Any] = {
+            "weights": loaded.digest,
+            "threshold": loaded.config.event_threshold,
+            "scenes": scenes,
+            "seconds": seconds,
+            "shifts_s": [round(shift * loaded.config.segment_s, 3) for shift in SHIFTS_SEGMENTS],
+            "compared": {name: asdict(likeness) for name, likeness in found.items()},
+        }
+        typer.echo(json.dumps(report, indent=1))
+        for name, likeness in found.items():
+            typer.echo(f"{name}: {percent(likeness.share_kept)} % of events kept", err=True)
+        if json_path is not None:
+            write_json(json_path, report)
 
 
 def _from(

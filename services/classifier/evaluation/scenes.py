@@ -11,9 +11,10 @@ import numpy as np
 import soundfile
 import torch
 
-from common.features import LogMel
+from common.features import ANALYSIS_RATE_HZ, LogMel
 from common.masks import MASK_BANDS, MASK_F_MAX_HZ, MASK_HOP_S, MaskWriter
 from common.params import ClassifyParams
+from common.resample import resample_blocks
 from common.soundscapes import Soundscape
 from common.stage_io import StageInput
 from services.classifier.evaluation.predictions import Array
@@ -35,11 +36,14 @@ class SceneScores:
 
 def oracle_mask(scene: Soundscape) -> Array:
     """Return the true foreground mask of a soundscape on the mask's grid, (128, T) in [0, 1]."""
-    hop = round(MASK_HOP_S * scene.sample_rate)
-    front_end = LogMel(scene.sample_rate, MASK_N_FFT, hop, MASK_BANDS, f_max=MASK_F_MAX_HZ)
+    hop = round(MASK_HOP_S * ANALYSIS_RATE_HZ)
+    front_end = LogMel(ANALYSIS_RATE_HZ, MASK_N_FFT, hop, MASK_BANDS, f_max=MASK_F_MAX_HZ)
 
     def power(waveform: Array) -> Array:
-        result: Array = front_end.power(torch.from_numpy(waveform)[None])[0].numpy()
+        # at the rate of the mask: on another its hop may be no whole number of samples
+        parts = resample_blocks([waveform[None]], scene.sample_rate, ANALYSIS_RATE_HZ)
+        heard = torch.from_numpy(np.concatenate(list(parts), axis=1))
+        result: Array = front_end.power(heard)[0].numpy()
         return result
 
     front = power(scene.mixture - scene.background)

@@ -10,14 +10,15 @@ from typing import Annotated, get_args
 import torch
 import typer
 
-from common.errors import SoundmillError
 from common.params import ClassifyParams, ExplainMethod, parse_params
 from common.stage_io import StageInput
+from services.classifier.admission import device_named
 from services.classifier.config import Config
 from services.classifier.explain.methods import possible
 from services.classifier.explain.stage import explain
 from services.classifier.infer import load
 from services.classifier.listening import listen
+from services.classifier.selection import plain_errors
 
 
 def main(
@@ -37,8 +38,8 @@ def main(
 ) -> None:
     """Write why the classifier hears what it hears in a recording."""
     torch.set_num_threads(threads)
-    try:
-        loaded = load(device, weights)
+    with plain_errors():
+        loaded = load(device_named(device), weights)
         params = _params(loaded.config, label or [], method or [], windows)
         with tempfile.TemporaryDirectory() as scratch:
             item = StageInput(audio.name, audio, params, {}, Path(scratch))
@@ -47,9 +48,6 @@ def main(
             with zipfile.ZipFile(found.path) as archive:
                 archive.extractall(out)
                 names = archive.namelist()
-    except SoundmillError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(1) from error
     for name in names:
         typer.echo(out / name)
 

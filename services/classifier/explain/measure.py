@@ -19,6 +19,7 @@ import typer
 from common.audio import read_clip
 from common.checkpoint import written_beside
 from common.datasets import Clip, load_layout
+from services.classifier.admission import device_named
 from services.classifier.config import WINDOW_SEGMENTS
 from services.classifier.explain.answers import MAPS, question_of
 from services.classifier.explain.faithfulness import at_random, by_relevance, faithfulness, fills
@@ -27,6 +28,7 @@ from services.classifier.explain.question import Question, Relevance
 from services.classifier.explain.windows import Extract
 from services.classifier.infer import load
 from services.classifier.listening import LoadedClassifier
+from services.classifier.selection import plain_errors
 
 FOLD = 5
 CHANCES = 3
@@ -43,27 +45,28 @@ def main(
 ) -> None:
     """Measure deletion and insertion against chance, and print a table."""
     torch.set_num_threads(threads)
-    loaded = load(device, weights)
-    clips = _first_of_each([c for c in load_layout(data, "esc10") if c.fold == FOLD], per_class)
-    rows: list[dict[str, Any]] = []
-    for clip in clips:
-        question = _question(loaded, clip)
-        for method in possible(loaded.config):
-            if method in MAPS:
-                rows += _measured(question, clip, method, MAPS[method])
-        rows += _chance(question, clip)
-    table = _table(rows)
-    for line in table:
-        typer.echo(
-            f"{line['fill']:<12}{line['method']:<22}deletion {line['deletion']:.3f}   "
-            f"insertion {line['insertion']:.3f}   better than chance: "
-            f"{line['deletion_wins']}, {line['insertion_wins']} of {len(clips)}   "
-            f"{line['processor_s']:.2f} s"
-        )
-    if json_path is not None:
-        document = {"weights": loaded.digest, "clips": len(clips), "table": table, "rows": rows}
-        with written_beside(json_path) as beside:
-            beside.write_text(json.dumps(document, indent=1) + "\n")
+    with plain_errors():
+        loaded = load(device_named(device), weights)
+        clips = _first_of_each([c for c in load_layout(data, "esc10") if c.fold == FOLD], per_class)
+        rows: list[dict[str, Any]] = []
+        for clip in clips:
+            question = _question(loaded, clip)
+            for method in possible(loaded.config):
+                if method in MAPS:
+                    rows += _measured(question, clip, method, MAPS[method])
+            rows += _chance(question, clip)
+        table = _table(rows)
+        for line in table:
+            typer.echo(
+                f"{line['fill']:<12}{line['method']:<22}deletion {line['deletion']:.3f}   "
+                f"insertion {line['insertion']:.3f}   better than chance: "
+                f"{line['deletion_wins']}, {line['insertion_wins']} of {len(clips)}   "
+                f"{line['processor_s']:.2f} s"
+            )
+        if json_path is not None:
+            document = {"weights": loaded.digest, "clips": len(clips), "table": table, "rows": rows}
+            with written_beside(json_path) as beside:
+                beside.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _first_of_each(clips: list[Clip], count: int) -> list[Clip]:

@@ -17,7 +17,8 @@ from common.settings import get_settings
 from common.stage_io import StageInput
 from services.classifier.config import OVERLAP_SEGMENTS, WINDOW_SEGMENTS, Config
 from services.classifier.explain.question import FloatArray
-from services.classifier.listening import BLOCK_S, mask_cells
+from services.classifier.foreground import mask_cells
+from services.classifier.listening import BLOCK_S
 
 WORTH_SHARE = 0.5
 """A window beside the best one is explained only where it is at least this share as confident."""
