@@ -34,7 +34,7 @@ from services.classifier.admission import (
 from services.classifier.calibration import SCENE_SEED, fit_clips, hear_scenes, with_segments_fitted
 from services.classifier.config import WINDOW_SEGMENTS, Config
 from services.classifier.data import CROP_SEGMENTS, MAX_BATCH, Batch, BatchMaker, MelBank
-from services.classifier.evaluation.predictions import clip_id, predict, predictions_of
+from services.classifier.evaluation.predictions import clip_facts, predict, predictions_of
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
 from services.classifier.provenance import TRAINED_ON, licences_of, trained_on, training_notes
@@ -275,7 +275,7 @@ def _identity(
 ) -> str:
     """Return a digest of what is trained on what, but for how long."""
     settings = asdict(recipe) | dict.fromkeys(("epochs", "steps", "minutes"))
-    parts = [[[clip_id(clip), clip.labels] for clip in part] for part in (clips, validation)]
+    parts = [[clip_facts(clip) for clip in part] for part in (clips, validation)]
     text = json.dumps([parts, config.to_dict(), settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

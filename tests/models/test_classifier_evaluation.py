@@ -140,8 +140,8 @@ def test_corrupt_clips_are_left_out_on_request(
     assert "9.wav" in capsys.readouterr().err
     made = judge(skip_corrupt=True)
     assert "left out 1 of 9 clips" in capsys.readouterr().err
-    assert list(made["corrupt"]) == ["folders/siren/9.wav"]
-    assert made["corrupt"]["folders/siren/9.wav"]
+    assert list(made["corrupt"]) == ["folders/fold2/siren/9.wav"]
+    assert made["corrupt"]["folders/fold2/siren/9.wav"]
     assert made["data"]["clips"] == 8
 
 

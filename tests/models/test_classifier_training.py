@@ -150,6 +150,26 @@ def command(tmp_path: Path) -> Callable[..., None]:
     return run
 
 
+def test_files_of_one_name_in_two_folds_are_two(
+    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "folds"
+    for fold in (1, 2):
+        hums(data / f"fold{fold}", ("low", "high"), 1, seconds=0.2 + 0.1 * fold)
+    command(data=data, validation_folds="2")
+    written = weights_in(tmp_path / "out" / "classifier.safetensors")
+    with pytest.raises(typer.Exit):
+        command(data=data, validation_folds="1")
+    assert "another fit (identity differ)" in capsys.readouterr().err
+    moved = data.rename(tmp_path / "moved")  # that makes it no other
+    command(data=moved, validation_folds="2")
+    assert weights_in(tmp_path / "out" / "classifier.safetensors") == written
+    soundfile.write(moved / "fold1" / "low" / "0.wav", np.full(8_000, 0.1), 16_000)
+    with pytest.raises(typer.Exit):  # another sound under the same name
+        command(data=moved, validation_folds="2")
+    assert "another fit (identity differ)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [
