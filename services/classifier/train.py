@@ -167,7 +167,7 @@ def train(
         LeakFound: ``clips`` and ``validation`` share a recording, or samples.
         ClassMissing: every clip of a class is too short to train on.
         DatasetInvalid: a clip has a label that the config has not, or several where it allows one.
-        RecipeInvalid: the recipe stops by clips that are held out, and none are.
+        RecipeInvalid: as ``check_fits`` says.
         WeightsInvalid: ``start_from`` does not fit, or ``out`` holds another training.
         FloatingPointError: the training diverged.
     """

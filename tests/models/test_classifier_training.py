@@ -20,6 +20,7 @@ from common.datasets import Clip, ClipBank, labels_of, load_layout
 from common.errors import DatasetInvalid, LeakFound, WeightsInvalid
 from common.training_state import save_state
 from services.classifier import train
+from services.classifier.augment import Augmentation
 from services.classifier.config import Config
 from services.classifier.data import Batch
 from services.classifier.recipe import Recipe, RecipeInvalid
@@ -126,6 +127,17 @@ def test_patience_needs_clips_that_are_held_out(
     config, patient = replace(SMALL, labels=labels_of(clips)), replace(QUICK, patience=3)
     with pytest.raises(RecipeInvalid, match="patience = 3 ends a training by clips"):
         train.train(clips, bank, config, patient, tmp_path / "out", seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_stripes_are_narrower_than_the_network_that_is_trained(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path
+) -> None:
+    clips, bank = small_set
+    config = replace(SMALL, labels=labels_of(clips), n_mels=32)
+    wide = replace(QUICK, augmentation=Augmentation(blank_bands=32))  # fits 64 bands
+    with pytest.raises(RecipeInvalid, match="blank_bands should be from 1 to 31"):
+        train.train(clips, bank, config, wide, tmp_path / "out", seed=0)
     assert not (tmp_path / "out").exists()
 
 
