@@ -12,7 +12,7 @@ import torch
 import typer
 
 from common import checkpoint
-from common.datasets import Clip, labels_of
+from common.datasets import Clip, ClipBank, labels_of, load_layout
 from common.datasets.leaks import find_leaks, origin_of
 from common.errors import ClassMissing, FoldMissing, LeakFound, WeightsInvalid
 from common.labels import LABELS
@@ -20,7 +20,7 @@ from common.settings import Settings
 from services.classifier import finetune, infer, train
 from services.classifier.config import Config, HybridSettings
 from services.classifier.model import build
-from services.classifier.selection import choose, choose_share, folds_in
+from services.classifier.selection import Chosen, choose, choose_share, folds_in, without_copies
 from services.classifier.transfer import begin_from, head_axes
 from tests.models.hums import hum, hums, three_sets
 
@@ -61,6 +61,30 @@ def test_a_share_is_held_out_by_whole_recordings(tmp_path: Path) -> None:
     assert choose_share(clips, 0.25, seed=0) == chosen
     with pytest.raises(ClassMissing, match="single recording"):
         choose_share([clip for clip in clips if clip.label == "lonely"], 0.25, seed=0)
+
+
+def test_a_class_of_copies_alone_is_not_trained_silently(tmp_path: Path) -> None:
+    clips = [clip_of(n, "cat", f"cat{n}", folder=tmp_path) for n in range(4)]
+    owls = [clip_of(n, "owl", f"owl{n}", folder=tmp_path) for n in (4, 5)]
+    owls[1].path.write_bytes(owls[0].path.read_bytes())
+    with pytest.raises(ClassMissing, match="no clip of the class owl is left to train on") as told:
+        choose_share([*clips, *owls], 0.25, seed=0)
+    assert "has the same bytes as" in str(told.value)
+    more = clip_of(6, "owl", "owl6", folder=tmp_path)
+    assert labels_of(choose_share([*clips, *owls, more], 0.25, seed=0).train) == ("cat", "owl")
+
+
+def test_a_class_of_samples_held_out_is_not_trained_silently(tmp_path: Path) -> None:
+    clips = load_layout(hums(tmp_path / "mine", ("cat", "owl"), 2), "folders")
+    cat, owl = (c for c in clips if c.path.stem == "0")
+    waveform, rate_hz = soundfile.read(owl.path, dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", waveform, rate_hz)
+    copy = replace(owl, path=tmp_path / "copy.flac", source_id="./copy.flac")
+    bank = ClipBank.open([*clips, copy], tmp_path / "cache")
+    with pytest.raises(ClassMissing, match=r"class owl is left .* has the same samples as"):
+        without_copies(Chosen((cat, owl), (copy,), ("cat", "owl")), bank)
+    kept = without_copies(Chosen(tuple(clips), (copy,), ("cat", "owl")), bank).train
+    assert set(clips) - set(kept) == {owl}
 
 
 def test_folds_are_chosen_and_guarded(tmp_path: Path) -> None:
