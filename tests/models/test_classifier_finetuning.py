@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -216,6 +217,74 @@ def test_finetuning_learns_ones_own_labels(
     monkeypatch.setattr(infer, "get_settings", lambda: Settings(classifier_weights=weights))
     assert infer.load("cpu").config == config
     assert infer.load("cpu", shipped).config.labels == LABELS
+
+
+def test_one_label_alone_keeps_the_calibration_and_says_so(
+    tmp_path: Path,
+    shipped: Path,
+    recipe: Callable[[int], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 1)
+    monkeypatch.setattr(train, "VALIDATION_SCENES", 1)
+    out = tmp_path / "out"
+    finetune.main(
+        data=hums(tmp_path / "mine", ("buzz",), 4), out=out, weights=shipped, config=recipe(1),
+        cache=tmp_path / "cache", device="cpu",
+    )  # fmt: skip
+    told = capsys.readouterr()
+    assert "the confidence of clips is not calibrated, and their accuracy says nothing" in told.err
+    config = Config.from_dict(checkpoint.load(out / "classifier.safetensors").config)
+    assert (config.labels, config.temperature, config.shift) == (("buzz",), 1.0, 0.0)
+    assert config.segment_shift != 0.75  # soundscapes have stretches without it
+
+
+def test_held_out_silence_keeps_the_calibration_of_events(
+    tmp_path: Path, recipe: Callable[[int], Path], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 1)
+    monkeypatch.setattr(train, "VALIDATION_SCENES", 1)
+    data = tmp_path / "mine"
+    hums(data / "fold1", ("dog", "siren"), 2)
+    for n, label in enumerate(("dog", "siren")):
+        (data / "fold2" / label).mkdir(parents=True)
+        soundfile.write(data / "fold2" / label / "0.wav", np.zeros(9_000 + n), 16_000)
+    train.main(
+        data=data, out=tmp_path / "out", config=recipe(1), layout="folders", validation_folds="2",
+        cache=tmp_path / "cache", device="cpu",
+    )  # fmt: skip
+    assert "the confidence of events is not calibrated" in capsys.readouterr().err
+    config = Config.from_dict(checkpoint.load(tmp_path / "out" / "classifier.safetensors").config)
+    assert (config.segment_shift, config.event_threshold) == (0.0, Config().event_threshold)
+
+
+def test_held_out_clips_that_the_start_has_heard_are_told(
+    tmp_path: Path, recipe: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    start = tmp_path / "start.safetensors"
+    for fold in (1, 2):
+        hums(tmp_path / "mine" / f"fold{fold}", ("dog", "siren"), 1, seconds=0.2 + 0.1 * fold)
+    for command in (train.main, finetune.main):
+        for folds, told in (
+            ({"trained_on": {"folders": [2]}}, "SEEN IN TRAINING: 2 of these 2 clips"),
+            ({"chosen_on": {"folders": [2]}}, "USED TO CHOOSE: 2 of these 2 clips"),
+            ({"trained_on": {"folders": [1]}}, ""),
+        ):
+            checkpoint.save(start, SMALL.to_dict(), build(SMALL), folds)
+            which = {"start_from" if command is train.main else "weights": start}
+            command(
+                data=tmp_path / "mine", layout="folders", validation_folds="2", device="cpu",
+                out=tmp_path / f"{command.__module__}{told[:4]}{len(folds)}", config=recipe(1),
+                cache=tmp_path / "cache", **which,
+            )  # fmt: skip
+            err = capsys.readouterr().err
+            if told:
+                assert f"{told}. The weights to start from were" in err
+            else:
+                assert "of these 2 clips" not in err
 
 
 def test_a_recording_of_its_own_is_not_enough_to_hold_out(

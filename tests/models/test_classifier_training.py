@@ -93,6 +93,51 @@ def test_training_resumes_and_repeats_to_the_bit(
         trained("cut", seed=3)
     notes = checkpoint.load(cut.weights).notes
     assert notes["trained_on"] == {"folders": sorted({clip.fold for clip in chosen.train})}
+    assert notes["chosen_on"] == {}  # three clips, which were only reported
+
+
+def test_folds_that_end_a_training_or_calibrate_it_are_noted(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, bank = small_set
+    config = replace(SMALL, labels=labels_of(clips))
+    chosen = choose_share(clips, 0.25, seed=0)
+    folds = sorted({clip.fold for clip in chosen.validation})
+
+    def noted(name: str, recipe: Recipe, start_from: Path | None = None) -> Any:
+        made = train.train(
+            chosen.train, bank, config, recipe, tmp_path / name,
+            seed=0, validation=chosen.validation, start_from=start_from,
+        )  # fmt: skip
+        return checkpoint.load(made.weights).notes["chosen_on"]
+
+    short = replace(QUICK, steps=1)
+    assert noted("stopped", replace(short, patience=3)) == {"folders": folds}
+    begun = tmp_path / "stopped" / "classifier.safetensors"
+    assert noted("from it", short, begun) == {"folders": folds}
+    monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 1)
+    monkeypatch.setattr(train, "VALIDATION_SCENES", 1)
+    assert noted("calibrated", short) == {"folders": folds}
+
+
+def test_weights_are_there_whatever_comes_of_the_calibration(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, bank = small_set
+    config = replace(SMALL, labels=labels_of(clips))
+    chosen = choose_share(clips, 0.25, seed=0)
+
+    def fails(*_: object) -> None:
+        raise ValueError("of no use")
+
+    monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 1)
+    monkeypatch.setattr(train, "_calibrated", fails)
+    with pytest.raises(ValueError, match="of no use"):
+        train.train(
+            chosen.train, bank, config, replace(QUICK, steps=1), tmp_path / "out",
+            seed=0, validation=chosen.validation,
+        )  # fmt: skip
+    assert checkpoint.load(tmp_path / "out" / "classifier.safetensors").notes["trained_on"]
 
 
 def test_training_refuses_labels_and_leaks(
