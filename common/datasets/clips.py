@@ -35,6 +35,7 @@ class Clip:
     index: int
     labels: tuple[str, ...] = ()
     uploader: str = ""  # where the data set tells it
+    place: str = ""  # of one's own: the file's path inside the data set, with forward slashes
 
     def __post_init__(self) -> None:
         if not self.labels:

@@ -21,6 +21,7 @@ class Draft:
     source_id: str
     where: str
     uploader: str = ""
+    place: str = ""
 
 
 def clips_from(drafts: Sequence[Draft], files: DataFolder, dataset: Dataset) -> list[Clip]:
@@ -51,6 +52,7 @@ def clips_from(drafts: Sequence[Draft], files: DataFolder, dataset: Dataset) -> 
             index=index,
             labels=draft.labels,
             uploader=draft.uploader,
+            place=draft.place,
         )
         for index, draft in enumerate(drafts)
     ]

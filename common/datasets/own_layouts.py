@@ -64,10 +64,10 @@ def _read_classes(files: DataFolder, parent: Path, fold: int | None) -> Iterator
             raise DatasetMissing(f"the class folder {folder} holds no audio file")
         for path in paths:
             inside = path.relative_to(folder).parent.as_posix()
-            own = OWN_SOURCE + path.relative_to(files.root).as_posix()
-            source_id = own if inside == "." else inside
+            place = path.relative_to(files.root).as_posix()
+            source_id = OWN_SOURCE + place if inside == "." else inside
             number = hashed_fold(source_id) if fold is None else fold
-            yield Draft(path, (label,), number, source_id, str(path))
+            yield Draft(path, (label,), number, source_id, str(path), place=place)
 
 
 def find_manifest(folder: Path) -> Path:
@@ -100,11 +100,13 @@ def read_manifest(table: Path, files: DataFolder) -> Iterator[Draft]:
         if source_id.startswith(OWN_SOURCE):
             raise DatasetInvalid(f"{row.where}: a source must not begin with {OWN_SOURCE}")
         path = files.path(name, row.where)
-        source_id = source_id or OWN_SOURCE + path.relative_to(files.root).as_posix()
+        place = path.relative_to(files.root).as_posix()
+        source_id = source_id or OWN_SOURCE + place
         yield Draft(
             path=path,
             labels=row.labels("label", ";"),
             fold=row.fold("fold", lowest=0) if "fold" in row.values else hashed_fold(source_id),
             source_id=source_id,
             where=row.where,
+            place=place,
         )

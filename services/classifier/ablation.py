@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import typer
 
-from common.datasets import Clip, ClipBank, drop_leaks, labels_of, load_layout, select_folds
+from common.datasets import Clip, ClipBank, labels_of, load_layout, select_folds
 from common.errors import DatasetInvalid
 from common.features import mel_filters
 from services.classifier.admission import device_named, tell_short
@@ -38,6 +38,7 @@ from services.classifier.selection import (
     folds_in,
     plain_errors,
     reasons_of,
+    without_leaks,
 )
 
 Optimizer = Literal["adam", "adamw", "rmsprop", "sgd"]
@@ -302,9 +303,13 @@ def trials_of(
     seeds: int,
     out: Path,
 ) -> list[Trial]:
-    """Return the trainings of all combinations, seed by seed within each."""
+    """Return the trainings of all combinations, seed by seed within each.
+
+    Raises:
+        FoldMissing, ClassMissing: as ``select_folds`` and ``without_leaks`` say.
+    """
     split = select_folds(bank.clips, [test_fold])
-    train = drop_leaks(split.train, split.test, bank=bank).kept
+    train = without_leaks(split.train, split.test, bank)
     labels = labels_of(bank.clips)
     trials = []
     for cell in cells:

@@ -13,7 +13,7 @@ import typer
 from common.datasets import Clip, ClipBank, labels_of
 from common.errors import ClassMissing, DatasetInvalid, PermanentError
 from services.classifier.config import Config
-from services.classifier.recipe import Recipe, RecipeInvalid
+from services.classifier.recipe import Recipe, RecipeInvalid, check_stripes
 
 DEVICES = ("cpu", "cuda", "auto")
 MIN_FRAMES = 2
@@ -48,8 +48,10 @@ def check_fits(
 
     Raises:
         DatasetInvalid: a clip has a label that the config has not, or several where it allows one.
-        RecipeInvalid: the recipe stops by clips that are held out, and none are.
+        RecipeInvalid: the recipe stops by clips that are held out, and none are; or it blanks
+            stripes that are too wide for the config's mel bands, which need not be the recipe's.
     """
+    check_stripes(recipe, config)
     _check_labels([*clips, *validation], config)
     if recipe.patience is not None and not validation:
         raise RecipeInvalid(

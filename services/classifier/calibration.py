@@ -36,6 +36,10 @@ THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))
 """From 0.1 to 0.9: those that an event's threshold is chosen from."""
 
 
+class OneSided(ValueError):
+    """Labels are all there or all not: what logits mean cannot be told from them."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """Logits become ``(logit + shift) / temperature``; before a softmax a shift does nothing."""
@@ -65,8 +69,8 @@ def fit_clips(logits: Array, present: npt.NDArray[Any], multi_label: bool) -> Sc
         multi_label: as in the config.
 
     Raises:
-        ValueError: no clips, shapes that differ, logits that are not finite, or, of sigmoids,
-            labels that are all there or all not.
+        OneSided: with ``multi_label``, labels that are all there or all not.
+        ValueError: no clips, shapes that differ, or logits that are not finite.
     """
     if multi_label:
         return fit_sigmoids(logits, present)
@@ -91,13 +95,13 @@ def fit_sigmoids(logits: Array, present: npt.NDArray[Any]) -> Scale:
         present: the same shape, in [0, 1]: whether the label is there.
 
     Raises:
-        ValueError: no logits, shapes that differ, logits that are not finite, or labels that are
-            all there or all not.
+        OneSided: labels that are all there or all not.
+        ValueError: no logits, shapes that differ, or logits that are not finite.
     """
     _check(logits, present)
     x, truth = logits.astype(np.float64).ravel(), present.astype(np.float64).ravel()
     if not 0.0 < truth.mean() < 1.0:
-        raise ValueError("logits with their label and logits without are both needed")
+        raise OneSided("logits with their label and logits without are both needed")
 
     def loss_and_slope(fit: Array) -> tuple[float, Array]:
         log_scale, offset = fit
@@ -180,7 +184,7 @@ def with_segments_fitted(config: Config, heard: Sequence[HeardScene]) -> Config:
         heard: soundscapes, each as a model heard it that has not been trained on its sounds.
 
     Raises:
-        ValueError: the soundscapes hold no event of the labels, or nothing else.
+        OneSided: the soundscapes hold no event of the labels, or nothing else.
     """
     active = [activity_of(scene, config.labels, config.segment_s) for scene in heard]
     fitted = fit_sigmoids(

@@ -61,7 +61,7 @@ from services.classifier.evaluation.speed import measure_speed
 from services.classifier.evaluation.trials import Machine
 from services.classifier.infer import load
 from services.classifier.listening import LoadedClassifier
-from services.classifier.provenance import seen_in_training, trained_on
+from services.classifier.provenance import Provenance, provenance_of, seen_in, tell_seen
 from services.classifier.recipe import RECIPES, read_plan
 from services.classifier.selection import (
     check_classes_left,
@@ -197,9 +197,8 @@ def _judge(
     chosen = in_folds(fit.clips, folds)
     bank = decoded(chosen, cache, config.sample_rate, asked.skip_corrupt)
     clips = bank.clips
-    learnt_on = trained_on(weights)
-    seen = seen_in_training(clips, learnt_on)
-    _warn(clips, fit, seen, learnt_on)
+    made_of = provenance_of(weights)
+    _warn(clips, fit, made_of)
     classes = classes_by_set(fit.clips, config.labels)
     heard = hear(loaded, bank, clips)
     by_method = {config.architecture: score_by_set(heard, clips, classes, asked.threshold)}
@@ -215,10 +214,12 @@ def _judge(
             "labels": list(config.labels),
             "temperature": config.temperature,
             "shift": config.shift,
-            "trained_on": {name: list(of) for name, of in learnt_on.items()},
+            "trained_on": {name: list(of) for name, of in made_of.trained_on.items()},
+            "chosen_on": {name: list(of) for name, of in made_of.chosen_on.items()},
         },
         "data": {"layout": layout or "held-out split", "folds": list(folds), "clips": len(clips)},
-        "seen_in_training": len(seen),
+        "seen_in_training": len(seen_in(clips, made_of.trained_on)),
+        "used_to_choose": len(seen_in(clips, made_of.chosen_on)),
         "left_out": fit.left_out,
         "corrupt": reasons_of(bank),
         "scores": {name: asdict(scores) for name, scores in by_method.items()},
@@ -272,22 +273,9 @@ def _show(by_method: Mapping[str, Scores]) -> None:
         typer.echo(f"{name}\n\n{classes_table(classes)}\n")
 
 
-def _warn(
-    clips: Sequence[Clip],
-    fit: Known,
-    seen: Sequence[Clip],
-    learnt_on: Mapping[str, Sequence[int]],
-) -> None:
-    if seen:
-        where = "; ".join(f"{name} folds {_listed(of)}" for name, of in learnt_on.items())
-        typer.secho(
-            f"SEEN IN TRAINING: {len(seen)} of these {len(clips)} clips. The weights were trained "
-            f"on {where}; what follows says nothing about other recordings.",
-            fg=typer.colors.RED,
-            bold=True,
-            err=True,
-        )
-    elif not learnt_on:
+def _warn(clips: Sequence[Clip], fit: Known, made_of: Provenance) -> None:
+    tell_seen(clips, made_of, "The weights")
+    if not made_of.trained_on:
         typer.echo("The weights do not say what they were trained on.", err=True)
     if fit.left_out:
         names = ", ".join(f"{label} ({n})" for label, n in fit.left_out.items())
@@ -344,10 +332,6 @@ def _peers(text: str) -> list[Peer]:
     if unknown:
         raise typer.BadParameter(f"there is no peer {unknown[0]!r}: {', '.join(PEER_NAMES)}")
     return [peer for peer in PEER_NAMES if peer in names]
-
-
-def _listed(folds: Sequence[int]) -> str:
-    return ", ".join(map(str, folds))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from services.classifier.admission import device_named, tell_short
 from services.classifier.config import DEFAULT_WEIGHTS, Config
 from services.classifier.evaluation.predictions import predict
 from services.classifier.model import build
+from services.classifier.provenance import provenance_of, tell_seen
 from services.classifier.recipe import RECIPES, Recipe, lasting, read_plan
 from services.classifier.selection import (
     choose,
@@ -136,6 +137,7 @@ def main(
         if not validation_folds:  # nobody said what to hold out
             chosen = without_copies(chosen, bank)
         tell_short(chosen.train, bank, started)
+        tell_seen(chosen.validation, provenance_of(weights), "The weights to start from")
         typer.echo(
             f"{len(chosen.labels)} labels: {len(chosen.train)} clips to train on, "
             f"{len(chosen.validation)} held out"
@@ -152,6 +154,8 @@ def main(
             device=device,
             threads=threads,
         )
+    for sentence in tuned.trained.uncalibrated:
+        typer.echo(sentence, err=True)
     if tuned.after < tuned.before:
         typer.echo("the weights as they were are better on these clips: keep them", err=True)
     typer.echo(

@@ -116,8 +116,8 @@ def read_plan(path: Path) -> Plan:
     """Return what a recipe file says.
 
     Raises:
-        RecipeInvalid: no such file, no TOML, a key that is unknown, mistyped or out of range, or
-            mel bands that are too fine for the spectrum.
+        RecipeInvalid: no such file, no TOML, a key that is unknown, mistyped or out of range, mel
+            bands that are too fine for the spectrum, or stripes that are too wide for them.
     """
     if not path.is_file():
         known = ", ".join(sorted(p.name for p in RECIPES.glob("*.toml")))
@@ -144,7 +144,22 @@ def read_plan(path: Path) -> Plan:
         mel_filters(config.sample_rate, config.n_fft, config.n_mels, 0.0, config.sample_rate / 2)
     except ValueError as error:
         raise RecipeInvalid(f"{path}: [model] n_mels: {error}") from error
-    return Plan(config, _recipe(path, tables.get("training", {}), tables.get("augmentation", {})))
+    recipe = _recipe(path, tables.get("training", {}), tables.get("augmentation", {}))
+    try:
+        check_stripes(recipe, config)
+    except RecipeInvalid as error:
+        raise RecipeInvalid(f"{path}: {error}") from error
+    return Plan(config, recipe)
+
+
+def check_stripes(recipe: Recipe, config: Config) -> None:
+    """Raise RecipeInvalid where stripes are blanked that do not fit between the mel bands."""
+    how, n_mels = recipe.augmentation, config.n_mels
+    if how.blank_share > 0 and not 1 <= how.blank_bands < n_mels:
+        raise RecipeInvalid(
+            f"[augmentation] blank_bands should be from 1 to {n_mels - 1}, one less than n_mels, "
+            f"not {how.blank_bands}; blank_share = 0 blanks nothing"
+        )
 
 
 def lasting(recipe: Recipe, minutes: float | None = None, steps: int | None = None) -> Recipe:

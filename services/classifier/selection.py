@@ -80,7 +80,8 @@ def choose_share(clips: Sequence[Clip], share: float, seed: int) -> Chosen:
     Clips to train on that are copies of held-out ones are dropped.
 
     Raises:
-        ClassMissing: no class has a second recording, so that nothing can be held out.
+        ClassMissing: no class has a second recording, so that nothing can be held out; or a class
+            has nothing else than copies of what is held out.
     """
     groups: dict[Hashable, list[Clip]] = {}
     for clip in clips:
@@ -107,7 +108,7 @@ def choose_share(clips: Sequence[Clip], share: float, seed: int) -> Chosen:
         )
     gone = {id(clip) for clip in held_out}
     rest = [clip for clip in clips if id(clip) not in gone]
-    return Chosen(drop_leaks(rest, held_out).kept, tuple(held_out), labels_of(clips))
+    return Chosen(without_leaks(rest, held_out), tuple(held_out), labels_of(clips))
 
 
 def open_bank(chosen: Chosen, cache: Path, rate_hz: int, skip_corrupt: bool) -> ClipBank:
@@ -158,8 +159,35 @@ def without_skipped(chosen: Chosen, bank: ClipBank) -> Chosen:
 
 
 def without_copies(chosen: Chosen, bank: ClipBank) -> Chosen:
-    """Return the clips without those to train on whose samples are held out, in any format."""
-    return replace(chosen, train=drop_leaks(chosen.train, chosen.validation, bank=bank).kept)
+    """Return the clips without those to train on whose samples are held out, in any format.
+
+    Raises:
+        ClassMissing: a class has no others to train on.
+    """
+    return replace(chosen, train=without_leaks(chosen.train, chosen.validation, bank))
+
+
+def without_leaks(
+    train: Sequence[Clip], held_out: Sequence[Clip], bank: ClipBank | None = None
+) -> tuple[Clip, ...]:
+    """Return the clips to train on but for those that leak; arguments as for ``find_leaks``.
+
+    Raises:
+        ClassMissing: a class has no others.
+    """
+    left = drop_leaks(train, held_out, bank=bank)
+    classes = labels_of(left.kept)
+    for leak in left.dropped:
+        for label in leak.train.labels:
+            if label not in classes:
+                raise ClassMissing(
+                    f"no clip of the class {label} is left to train on: {leak.train.path} has "
+                    f"{leak.reason} as {leak.test.path}, which is held out; add recordings of "
+                    f"{label}, or take one of the two away",
+                    label,
+                    None,
+                )
+    return left.kept
 
 
 def folds_in(text: str) -> tuple[int, ...]:

@@ -30,6 +30,7 @@ from services.classifier.evaluation.predictions import Predictions, clip_id, poo
 from services.classifier.evaluation.results import scale_of
 from services.classifier.evaluation.trials import PREDICTIONS_FILE
 from services.classifier.infer import load
+from services.classifier.provenance import CHOSEN_ON, provenance_of, training_notes
 from services.classifier.selection import plain_errors
 from services.classifier.train import WEIGHTS_FILE
 
@@ -70,7 +71,11 @@ def ship(weights: Path, runs: Sequence[Path], clips: Sequence[Clip], cache: Path
         model = load("cpu", folder / WEIGHTS_FILE).model
         heard += hear_scenes(model, soundscapes_of(bank, clips_of_fold, SCENES, SCENE_SEED))
     config = with_segments_fitted(config, heard)
-    checkpoint.save(weights, config.to_dict(), loaded.tensors, loaded.notes)
+    chosen_by = [clip for part in tested for clip in part]
+    chosen_on = training_notes((), chosen_by, provenance_of(weights))[CHOSEN_ON]
+    checkpoint.save(
+        weights, config.to_dict(), loaded.tensors, loaded.notes | {CHOSEN_ON: chosen_on}
+    )
     return config
 
 

@@ -31,13 +31,19 @@ from services.classifier.admission import (
     device_named,
     tell_short,
 )
-from services.classifier.calibration import SCENE_SEED, fit_clips, hear_scenes, with_segments_fitted
+from services.classifier.calibration import (
+    SCENE_SEED,
+    OneSided,
+    fit_clips,
+    hear_scenes,
+    with_segments_fitted,
+)
 from services.classifier.config import WINDOW_SEGMENTS, Config
 from services.classifier.data import CROP_SEGMENTS, MAX_BATCH, Batch, BatchMaker, MelBank
-from services.classifier.evaluation.predictions import clip_id, predict, predictions_of
+from services.classifier.evaluation.predictions import clip_facts, predict, predictions_of
 from services.classifier.losses import FocalLoss, PresenceLoss, ShareLoss
 from services.classifier.model import Classifier, build
-from services.classifier.provenance import TRAINED_ON, licences_of, trained_on, training_notes
+from services.classifier.provenance import provenance_of, tell_seen, training_notes
 from services.classifier.recipe import RECIPES, Recipe, lasting, read_plan
 from services.classifier.selection import (
     choose,
@@ -63,7 +69,8 @@ VALIDATION_SCENES = 60
 class Trained:
     """What a training made. ``model``: the moving average of the last step, in eval mode.
 
-    ``figures`` are of the clips that were held out, if any.
+    ``figures`` are of the clips that were held out, if any. ``uncalibrated``: a sentence on each
+    calibration that there were clips for and that stayed as it was, since they all say the same.
     """
 
     model: Classifier
@@ -72,6 +79,7 @@ class Trained:
     seconds: float
     weights: Path
     figures: Mapping[str, float]
+    uncalibrated: tuple[str, ...] = ()
 
 
 class ClassifierLosses:
@@ -160,14 +168,15 @@ def train(
         threads: of the CPU.
         validation: clips held out of the training side, never of a test fold. They are reported,
             may end the training early if the recipe says so, and if there are MIN_TO_CALIBRATE or
-            more, the calibration is fitted on them; else it stays that of ``config``.
+            more, the calibration is fitted on them; else, or where they all say the same, it stays
+            that of ``config``. What they were used for is noted in the weights.
         start_from: a weights file of the same network and front end to start from.
 
     Raises:
         LeakFound: ``clips`` and ``validation`` share a recording, or samples.
         ClassMissing: every clip of a class is too short to train on.
         DatasetInvalid: a clip has a label that the config has not, or several where it allows one.
-        RecipeInvalid: the recipe stops by clips that are held out, and none are.
+        RecipeInvalid: as ``check_fits`` says.
         WeightsInvalid: ``start_from`` does not fit, or ``out`` holds another training.
         FloatingPointError: the training diverged.
     """
@@ -201,38 +210,58 @@ def train(
     )
     made = result.ema_model
     teach_texture(made, maker, recipe.texture_steps, seed)
-    figures = {} if measure is None else measure(made)
-    if len(validation) >= MIN_TO_CALIBRATE:
-        made.config = _calibrated(made, bank, validation, device)
     weights = out / WEIGHTS_FILE
-    notes = _notes(clips, start_from) | {"recipe": asdict(recipe), "seed": seed}
-    _write_weights(made, weights, notes)
-    return Trained(made, made.config, result.steps, result.seconds, weights, figures)
+    before = None if start_from is None else provenance_of(start_from)
+    more = {"recipe": asdict(recipe), "seed": seed}
+    ended_by = validation if recipe.patience is not None else ()
+    # before they are judged and calibrated: whatever happens there costs no training
+    _write_weights(made, weights, training_notes(clips, ended_by, before) | more)
+    figures = {} if measure is None else measure(made)
+    uncalibrated: tuple[str, ...] = ()
+    if len(validation) >= MIN_TO_CALIBRATE:
+        calibrated = _calibrated(made, bank, validation, device)
+        chosen_by = ended_by if calibrated.config == made.config else validation
+        made.config, uncalibrated = calibrated.config, calibrated.kept
+        _write_weights(made, weights, training_notes(clips, chosen_by, before) | more)
+    return Trained(made, made.config, result.steps, result.seconds, weights, figures, uncalibrated)
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """A config, and what in it could not be fitted and stayed as it was: a sentence for each."""
+
+    config: Config
+    kept: tuple[str, ...]
 
 
 def _calibrated(
     model: Classifier, bank: ClipBank, validation: Sequence[Clip], device: str
-) -> Config:
+) -> _Calibrated:
     """Return the config with what is fitted on held-out clips and on soundscapes made of them."""
-    config = model.config
+    config, kept = model.config, []
     made = predictions_of(
         validation, predict(model, bank, validation, device), config.labels, config.multi_label
     )
-    fitted = fit_clips(made.logits, made.present, made.multi_label)
     if cast_of(validation).foreground:
         scenes = soundscapes_of(bank, validation, VALIDATION_SCENES, SCENE_SEED)
-        config = with_segments_fitted(config, hear_scenes(model, scenes, device))
-    return replace(config, temperature=round(fitted.temperature, 4), shift=round(fitted.shift, 4))
-
-
-def _notes(clips: Sequence[Clip], start_from: Path | None) -> dict[str, Any]:
-    """Return what the weights were trained on, what they started from included."""
-    notes = training_notes(clips)
-    before = {} if start_from is None else trained_on(start_from)
-    for name, folds in before.items():
-        notes[TRAINED_ON][name] = sorted({*folds, *notes[TRAINED_ON].get(name, ())})
-    notes["licences"] = licences_of(notes[TRAINED_ON])
-    return notes
+        try:
+            config = with_segments_fitted(config, hear_scenes(model, scenes, device))
+        except OneSided:
+            kept.append(
+                "the confidence of events is not calibrated: nothing is heard in the clips that "
+                "were held out, or nothing else"
+            )
+    try:
+        fitted = fit_clips(made.logits, made.present, made.multi_label)
+        config = replace(
+            config, temperature=round(fitted.temperature, 4), shift=round(fitted.shift, 4)
+        )
+    except OneSided:
+        kept.append(
+            "the confidence of clips is not calibrated, and their accuracy says nothing: every "
+            "clip that was held out has every label; add clips of other sounds"
+        )
+    return _Calibrated(config, tuple(kept))
 
 
 def _write_weights(model: Classifier, path: Path, notes: Mapping[str, Any]) -> None:
@@ -275,7 +304,7 @@ def _identity(
 ) -> str:
     """Return a digest of what is trained on what, but for how long."""
     settings = asdict(recipe) | dict.fromkeys(("epochs", "steps", "minutes"))
-    parts = [[[clip_id(clip), clip.labels] for clip in part] for part in (clips, validation)]
+    parts = [[clip_facts(clip) for clip in part] for part in (clips, validation)]
     text = json.dumps([parts, config.to_dict(), settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -344,6 +373,8 @@ def main(
             chosen = without_copies(chosen, bank)
         model_config = replace(plan.config, labels=chosen.labels)
         tell_short(chosen.train, bank, model_config)
+        if start_from is not None:
+            tell_seen(chosen.validation, provenance_of(start_from), "The weights to start from")
         typer.echo(
             f"{model_config.architecture}, {len(chosen.labels)} labels: "
             f"{len(chosen.train)} clips to train on, {len(chosen.validation)} held out"
@@ -369,6 +400,8 @@ def main(
             f"fewer than {MIN_TO_CALIBRATE} clips were held out: the confidence is not calibrated",
             err=True,
         )
+    for sentence in trained.uncalibrated:
+        typer.echo(sentence, err=True)
 
 
 if __name__ == "__main__":

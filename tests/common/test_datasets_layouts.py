@@ -136,6 +136,11 @@ def test_fold_folders(tmp_path: Path) -> None:
         write_wav(tmp_path / name)
     clips = load_layout(tmp_path, "folders")
     assert sorted((clip.fold, clip.label) for clip in clips) == [(1, "cat"), (1, "dog"), (2, "dog")]
+    assert {clip.place for clip in clips} == {
+        "fold1/dog/x.wav",
+        "Fold_02/dog/x.wav",
+        "fold1/cat/y.wav",
+    }
     write_wav(tmp_path / "birds" / "z.wav")
     with pytest.raises(DatasetInvalid, match=r"'birds'; either all"):
         load_layout(tmp_path, "folders")
@@ -169,6 +174,7 @@ def test_manifest(tmp_path: Path) -> None:
         ("c.wav", ("cat, big",), 3, "freesound:42"),
     ]
     assert told(load_layout(table, "csv")) == expected
+    assert [clip.place for clip in load_layout(table, "csv")] == ["a.wav", "in/b.wav", "c.wav"]
     assert told(load_layout(tmp_path, "csv")) == expected
     write_table(tmp_path / "manifest.csv", "label,path", "dog,a.wav")
     (clip,) = load_layout(tmp_path, "csv")

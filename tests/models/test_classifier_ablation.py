@@ -168,3 +168,28 @@ def test_the_whole_command_on_two_combinations(
     assert all(row["accuracy"] * 2 * PER_FOLD % 1 == 0 for row in rows)  # of six clips
     with pytest.raises(typer.BadParameter, match="no optimizer 'lion'"):
         ablation.main(data=tmp_path, out=out, optimizers="lion")
+
+
+def test_another_test_fold_is_another_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        '[model]\narchitecture = "stride_cnn"\nmulti_label = false\n'
+        "[model.network]\nchannels = [4, 4, 4, 4]\n[training]\nsteps = 1\nbatch_segments = 16\n"
+    )
+    for fold in (1, 2):
+        hums(tmp_path / "data" / f"fold{fold}", ("dog", "siren"), 1, seconds=0.2 + 0.1 * fold)
+
+    def run(fold: int) -> None:
+        ablation.main(
+            data=tmp_path / "data", layout="folders", test_fold=fold, out=tmp_path / "out",
+            config=recipe, mels="32", windows="512", optimizers="adam", both=False, epochs=0.01,
+            cache=tmp_path / "cache",
+        )  # fmt: skip
+
+    run(1)
+    with pytest.raises(typer.Exit):
+        run(2)  # its files have the names of the other fold's
+    assert "it differs in test_clips, training_clips" in capsys.readouterr().err
+    assert "fold 1" in (tmp_path / "out" / "ablation.md").read_text()

@@ -27,7 +27,7 @@ from services.classifier.evaluation.scenes import oracle_mask
 from services.classifier.evaluation.speed import time_process
 from services.classifier.infer import load
 from services.classifier.model import build
-from services.classifier.provenance import seen_in_training, trained_on, training_notes
+from services.classifier.provenance import Provenance, provenance_of, seen_in, training_notes
 from tests.models.hums import hum, hums
 
 LABELS = ("dog", "siren", "speech")
@@ -116,6 +116,21 @@ def test_folds_seen_in_training_are_flagged_loudly(
     assert made["weights"]["trained_on"] == {"folders": [1]}
 
 
+def test_folds_that_chose_the_weights_are_flagged_loudly(
+    judge: Callable[..., dict[str, Any]], weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = checkpoint.load(weights).tensors
+    notes = {"trained_on": {"folders": [1]}, "chosen_on": {"folders": [2]}}
+    checkpoint.save(weights, CONFIG.to_dict(), tensors, notes)
+    made = judge(folds="2")
+    told = capsys.readouterr().err
+    assert "SEEN IN TRAINING" not in told
+    assert "USED TO CHOOSE: 4 of these 4 clips. The weights were trained on folders folds 1" in told
+    assert "stopped or calibrated by folders folds 2" in told
+    assert (made["seen_in_training"], made["used_to_choose"]) == (0, 4)
+    assert made["weights"]["chosen_on"] == {"folders": [2]}
+
+
 def test_labels_the_weights_do_not_know(
     judge: Callable[..., dict[str, Any]], data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,8 +155,8 @@ def test_corrupt_clips_are_left_out_on_request(
     assert "9.wav" in capsys.readouterr().err
     made = judge(skip_corrupt=True)
     assert "left out 1 of 9 clips" in capsys.readouterr().err
-    assert list(made["corrupt"]) == ["folders/siren/9.wav"]
-    assert made["corrupt"]["folders/siren/9.wav"]
+    assert list(made["corrupt"]) == ["folders/fold2/siren/9.wav"]
+    assert made["corrupt"]["folders/fold2/siren/9.wav"]
     assert made["data"]["clips"] == 8
 
 
@@ -195,24 +210,27 @@ def test_known_labels_by_hand() -> None:
 
 def test_what_was_trained_on_is_noted_in_the_weights(tmp_path: Path) -> None:
     clips = [made_up("us8k", 2, "dog"), made_up("us8k", 1, "dog"), made_up("esc10", 4, "dog")]
-    notes = training_notes(clips)
+    started = Provenance({"us8k": (1,)}, {"us8k": (9,)})
+    notes = training_notes(clips, [made_up("us8k", 5, "dog")], started)
     assert notes == {
         "trained_on": {"esc10": [4], "us8k": [1, 2]},
+        "chosen_on": {"us8k": [5, 9]},
         "licences": {"esc10": "CC BY 3.0", "us8k": "CC BY-NC 3.0"},
     }
     path = tmp_path / "w.safetensors"
     tensors = {"a": torch.zeros(2)}
     checkpoint.save(path, {"x": 1}, tensors, notes)
     assert checkpoint.load(path).config == {"x": 1}
-    assert trained_on(path) == {"esc10": (4,), "us8k": (1, 2)}
+    made_of = provenance_of(path)
+    assert made_of == Provenance({"esc10": (4,), "us8k": (1, 2)}, {"us8k": (5, 9)})
     others = [made_up("us8k", 3, "dog"), made_up("esc50", 4, "dog"), made_up("esc50", 3, "dog")]
-    seen = seen_in_training([*clips, *others], trained_on(path))
+    seen = seen_in([*clips, *others], made_of.trained_on)
     assert seen == [*clips, others[1]]  # ESC-10 is a part of ESC-50
     checkpoint.save(path, {"x": 1}, tensors)
-    assert trained_on(path) == {}
+    assert provenance_of(path) == Provenance()
     checkpoint.save(path, {"x": 1}, tensors, {"trained_on": ["us8k"]})
     with pytest.raises(WeightsInvalid, match="no data sets and folds"):
-        trained_on(path)
+        provenance_of(path)
 
 
 def test_batches_of_clips_change_nothing(data: Path, weights: Path, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 import typer
 
 from common import checkpoint
-from common.datasets import Clip, labels_of
+from common.datasets import Clip, ClipBank, labels_of, load_layout
 from common.datasets.leaks import find_leaks, origin_of
 from common.errors import ClassMissing, FoldMissing, LeakFound, WeightsInvalid
 from common.labels import LABELS
@@ -20,7 +21,7 @@ from common.settings import Settings
 from services.classifier import finetune, infer, train
 from services.classifier.config import Config, HybridSettings
 from services.classifier.model import build
-from services.classifier.selection import choose, choose_share, folds_in
+from services.classifier.selection import Chosen, choose, choose_share, folds_in, without_copies
 from services.classifier.transfer import begin_from, head_axes
 from tests.models.hums import hum, hums, three_sets
 
@@ -61,6 +62,30 @@ def test_a_share_is_held_out_by_whole_recordings(tmp_path: Path) -> None:
     assert choose_share(clips, 0.25, seed=0) == chosen
     with pytest.raises(ClassMissing, match="single recording"):
         choose_share([clip for clip in clips if clip.label == "lonely"], 0.25, seed=0)
+
+
+def test_a_class_of_copies_alone_is_not_trained_silently(tmp_path: Path) -> None:
+    clips = [clip_of(n, "cat", f"cat{n}", folder=tmp_path) for n in range(4)]
+    owls = [clip_of(n, "owl", f"owl{n}", folder=tmp_path) for n in (4, 5)]
+    owls[1].path.write_bytes(owls[0].path.read_bytes())
+    with pytest.raises(ClassMissing, match="no clip of the class owl is left to train on") as told:
+        choose_share([*clips, *owls], 0.25, seed=0)
+    assert "has the same bytes as" in str(told.value)
+    more = clip_of(6, "owl", "owl6", folder=tmp_path)
+    assert labels_of(choose_share([*clips, *owls, more], 0.25, seed=0).train) == ("cat", "owl")
+
+
+def test_a_class_of_samples_held_out_is_not_trained_silently(tmp_path: Path) -> None:
+    clips = load_layout(hums(tmp_path / "mine", ("cat", "owl"), 2), "folders")
+    cat, owl = (c for c in clips if c.path.stem == "0")
+    waveform, rate_hz = soundfile.read(owl.path, dtype="int16")
+    soundfile.write(tmp_path / "copy.flac", waveform, rate_hz)
+    copy = replace(owl, path=tmp_path / "copy.flac", source_id="./copy.flac")
+    bank = ClipBank.open([*clips, copy], tmp_path / "cache")
+    with pytest.raises(ClassMissing, match=r"class owl is left .* has the same samples as"):
+        without_copies(Chosen((cat, owl), (copy,), ("cat", "owl")), bank)
+    kept = without_copies(Chosen(tuple(clips), (copy,), ("cat", "owl")), bank).train
+    assert set(clips) - set(kept) == {owl}
 
 
 def test_folds_are_chosen_and_guarded(tmp_path: Path) -> None:
@@ -192,6 +217,74 @@ def test_finetuning_learns_ones_own_labels(
     monkeypatch.setattr(infer, "get_settings", lambda: Settings(classifier_weights=weights))
     assert infer.load("cpu").config == config
     assert infer.load("cpu", shipped).config.labels == LABELS
+
+
+def test_one_label_alone_keeps_the_calibration_and_says_so(
+    tmp_path: Path,
+    shipped: Path,
+    recipe: Callable[[int], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 1)
+    monkeypatch.setattr(train, "VALIDATION_SCENES", 1)
+    out = tmp_path / "out"
+    finetune.main(
+        data=hums(tmp_path / "mine", ("buzz",), 4), out=out, weights=shipped, config=recipe(1),
+        cache=tmp_path / "cache", device="cpu",
+    )  # fmt: skip
+    told = capsys.readouterr()
+    assert "the confidence of clips is not calibrated, and their accuracy says nothing" in told.err
+    config = Config.from_dict(checkpoint.load(out / "classifier.safetensors").config)
+    assert (config.labels, config.temperature, config.shift) == (("buzz",), 1.0, 0.0)
+    assert config.segment_shift != 0.75  # soundscapes have stretches without it
+
+
+def test_held_out_silence_keeps_the_calibration_of_events(
+    tmp_path: Path, recipe: Callable[[int], Path], capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 1)
+    monkeypatch.setattr(train, "VALIDATION_SCENES", 1)
+    data = tmp_path / "mine"
+    hums(data / "fold1", ("dog", "siren"), 2)
+    for n, label in enumerate(("dog", "siren")):
+        (data / "fold2" / label).mkdir(parents=True)
+        soundfile.write(data / "fold2" / label / "0.wav", np.zeros(9_000 + n), 16_000)
+    train.main(
+        data=data, out=tmp_path / "out", config=recipe(1), layout="folders", validation_folds="2",
+        cache=tmp_path / "cache", device="cpu",
+    )  # fmt: skip
+    assert "the confidence of events is not calibrated" in capsys.readouterr().err
+    config = Config.from_dict(checkpoint.load(tmp_path / "out" / "classifier.safetensors").config)
+    assert (config.segment_shift, config.event_threshold) == (0.0, Config().event_threshold)
+
+
+def test_held_out_clips_that_the_start_has_heard_are_told(
+    tmp_path: Path, recipe: Callable[[int], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    start = tmp_path / "start.safetensors"
+    for fold in (1, 2):
+        hums(tmp_path / "mine" / f"fold{fold}", ("dog", "siren"), 1, seconds=0.2 + 0.1 * fold)
+    for command in (train.main, finetune.main):
+        for folds, told in (
+            ({"trained_on": {"folders": [2]}}, "SEEN IN TRAINING: 2 of these 2 clips"),
+            ({"chosen_on": {"folders": [2]}}, "USED TO CHOOSE: 2 of these 2 clips"),
+            ({"trained_on": {"folders": [1]}}, ""),
+        ):
+            checkpoint.save(start, SMALL.to_dict(), build(SMALL), folds)
+            which = {"start_from" if command is train.main else "weights": start}
+            command(
+                data=tmp_path / "mine", layout="folders", validation_folds="2", device="cpu",
+                out=tmp_path / f"{command.__module__}{told[:4]}{len(folds)}", config=recipe(1),
+                cache=tmp_path / "cache", **which,
+            )  # fmt: skip
+            err = capsys.readouterr().err
+            if told:
+                assert f"{told}. The weights to start from were" in err
+            else:
+                assert "of these 2 clips" not in err
 
 
 def test_a_recording_of_its_own_is_not_enough_to_hold_out(

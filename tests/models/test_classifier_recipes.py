@@ -28,12 +28,12 @@ def test_a_recipe_says_what_it_says(tmp_path: Path) -> None:
         '[model]\narchitecture = "hybrid"\nn_mels = 96\nmulti_label = false\n'
         "[model.network]\nfused_width = 32\n"
         "[training]\nepochs = 2\nlr = 1\nloss = 'focal'\n"
-        "[augmentation]\nnoise_share = 0\n"
+        "[augmentation]\nnoise_share = 0\nblank_share = 0\nblank_bands = 0\n"
     )
     plan = read_plan(path)
     assert (plan.config.n_mels, plan.config.multi_label) == (96, False)
     assert plan.config.network == HybridSettings(fused_width=32)
-    how = Augmentation(noise_share=0.0)
+    how = Augmentation(noise_share=0.0, blank_share=0.0, blank_bands=0)
     assert plan.recipe == Recipe(epochs=2.0, lr=1.0, loss="focal", augmentation=how)
 
 
@@ -66,6 +66,14 @@ def test_a_recipe_says_what_it_says(tmp_path: Path) -> None:
         (
             "[training]\nsteps = 3\n[augmentation]\nnoise_share = 'x'",
             "[augmentation] noise_share should be a valid number, not 'x'",
+        ),
+        (
+            "[training]\nsteps = 3\n[augmentation]\nblank_bands = 0",
+            "[augmentation] blank_bands should be from 1 to 63, one less than n_mels, not 0",
+        ),
+        (
+            "[model]\nn_mels = 32\n[training]\nsteps = 3\n[augmentation]\nblank_bands = 32",
+            "[augmentation] blank_bands should be from 1 to 31, one less than n_mels, not 32",
         ),
         ("[training]\nsteps = 3\naugmentation = 3", "augmentation is a table of its own"),
         (

@@ -20,6 +20,7 @@ from common.datasets import Clip, ClipBank, labels_of, load_layout
 from common.errors import DatasetInvalid, LeakFound, WeightsInvalid
 from common.training_state import save_state
 from services.classifier import train
+from services.classifier.augment import Augmentation
 from services.classifier.config import Config
 from services.classifier.data import Batch
 from services.classifier.recipe import Recipe, RecipeInvalid
@@ -92,6 +93,51 @@ def test_training_resumes_and_repeats_to_the_bit(
         trained("cut", seed=3)
     notes = checkpoint.load(cut.weights).notes
     assert notes["trained_on"] == {"folders": sorted({clip.fold for clip in chosen.train})}
+    assert notes["chosen_on"] == {}  # three clips, which were only reported
+
+
+def test_folds_that_end_a_training_or_calibrate_it_are_noted(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, bank = small_set
+    config = replace(SMALL, labels=labels_of(clips))
+    chosen = choose_share(clips, 0.25, seed=0)
+    folds = sorted({clip.fold for clip in chosen.validation})
+
+    def noted(name: str, recipe: Recipe, start_from: Path | None = None) -> Any:
+        made = train.train(
+            chosen.train, bank, config, recipe, tmp_path / name,
+            seed=0, validation=chosen.validation, start_from=start_from,
+        )  # fmt: skip
+        return checkpoint.load(made.weights).notes["chosen_on"]
+
+    short = replace(QUICK, steps=1)
+    assert noted("stopped", replace(short, patience=3)) == {"folders": folds}
+    begun = tmp_path / "stopped" / "classifier.safetensors"
+    assert noted("from it", short, begun) == {"folders": folds}
+    monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 1)
+    monkeypatch.setattr(train, "VALIDATION_SCENES", 1)
+    assert noted("calibrated", short) == {"folders": folds}
+
+
+def test_weights_are_there_whatever_comes_of_the_calibration(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips, bank = small_set
+    config = replace(SMALL, labels=labels_of(clips))
+    chosen = choose_share(clips, 0.25, seed=0)
+
+    def fails(*_: object) -> None:
+        raise ValueError("of no use")
+
+    monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 1)
+    monkeypatch.setattr(train, "_calibrated", fails)
+    with pytest.raises(ValueError, match="of no use"):
+        train.train(
+            chosen.train, bank, config, replace(QUICK, steps=1), tmp_path / "out",
+            seed=0, validation=chosen.validation,
+        )  # fmt: skip
+    assert checkpoint.load(tmp_path / "out" / "classifier.safetensors").notes["trained_on"]
 
 
 def test_training_refuses_labels_and_leaks(
@@ -129,6 +175,17 @@ def test_patience_needs_clips_that_are_held_out(
     assert not (tmp_path / "out").exists()
 
 
+def test_stripes_are_narrower_than_the_network_that_is_trained(
+    small_set: tuple[list[Clip], ClipBank], tmp_path: Path
+) -> None:
+    clips, bank = small_set
+    config = replace(SMALL, labels=labels_of(clips), n_mels=32)
+    wide = replace(QUICK, augmentation=Augmentation(blank_bands=32))  # fits 64 bands
+    with pytest.raises(RecipeInvalid, match="blank_bands should be from 1 to 31"):
+        train.train(clips, bank, config, wide, tmp_path / "out", seed=0)
+    assert not (tmp_path / "out").exists()
+
+
 # The command
 
 
@@ -148,6 +205,26 @@ def command(tmp_path: Path) -> Callable[..., None]:
         train.main(**settings | paths | options)
 
     return run
+
+
+def test_files_of_one_name_in_two_folds_are_two(
+    command: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "folds"
+    for fold in (1, 2):
+        hums(data / f"fold{fold}", ("low", "high"), 1, seconds=0.2 + 0.1 * fold)
+    command(data=data, validation_folds="2")
+    written = weights_in(tmp_path / "out" / "classifier.safetensors")
+    with pytest.raises(typer.Exit):
+        command(data=data, validation_folds="1")
+    assert "another fit (identity differ)" in capsys.readouterr().err
+    moved = data.rename(tmp_path / "moved")  # that makes it no other
+    command(data=moved, validation_folds="2")
+    assert weights_in(tmp_path / "out" / "classifier.safetensors") == written
+    soundfile.write(moved / "fold1" / "low" / "0.wav", np.full(8_000, 0.1), 16_000)
+    with pytest.raises(typer.Exit):  # another sound under the same name
+        command(data=moved, validation_folds="2")
+    assert "another fit (identity differ)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

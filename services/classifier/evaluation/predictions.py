@@ -103,8 +103,19 @@ class Predictions:
 
 
 def clip_id(clip: Clip) -> str:
-    """Return a name of a clip that is the same on every machine."""
-    return f"{clip.dataset}/{clip.path.parent.name}/{clip.path.name}"
+    """Return a name of a clip that no other has and that is the same on every machine.
+
+    The published data sets give no two files of one folder's name the same name.
+    """
+    return f"{clip.dataset}/{clip.place or f'{clip.path.parent.name}/{clip.path.name}'}"
+
+
+def clip_facts(clip: Clip) -> list[Any]:
+    """Return what a training knows its clips by, fit for JSON: name, fold, bytes, labels.
+
+    Where the data set lies is not among them: it may be moved.
+    """
+    return [clip_id(clip), clip.fold, clip.path.stat().st_size, list(clip.labels)]
 
 
 def predictions_of(

@@ -26,7 +26,12 @@ from common.errors import PermanentError
 from common.training_watch import JOURNAL_FILE
 from services.classifier.admission import check_fits, check_long_enough
 from services.classifier.config import Config
-from services.classifier.evaluation.predictions import Predictions, clip_id, predict, predictions_of
+from services.classifier.evaluation.predictions import (
+    Predictions,
+    clip_facts,
+    predict,
+    predictions_of,
+)
 from services.classifier.infer import load
 from services.classifier.recipe import Recipe
 from services.classifier.train import WEIGHTS_FILE, train
@@ -281,6 +286,6 @@ def _differing(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -
 
 
 def digest_of(clips: Sequence[Clip]) -> str:
-    """Return a name for a set of clips and their labels, whatever their order."""
-    lines = sorted(f"{clip_id(clip)} {clip.labels}" for clip in clips)
+    """Return a name for a set of clips, their folds and labels, whatever their order."""
+    lines = sorted(json.dumps(clip_facts(clip)) for clip in clips)
     return sha256("\n".join(lines).encode()).hexdigest()[:16]
