@@ -22,9 +22,11 @@ from common.errors import SoundmillError
 from common.jobs import NewRecording, recording_key
 from common.settings import Settings
 from common.storage import ObjectStore, Readable
+from common.wording import Wording
 from services.gateway import service
 from services.gateway.access import Caller
 from services.gateway.bodies import Body, Form, Part
+from services.gateway.explained import check_explained
 from services.gateway.idempotency import Once
 from services.gateway.job_schemas import JobRequest
 from services.gateway.json_bodies import read_model
@@ -51,10 +53,12 @@ class Taker:
     sessions: Sessions
     store: ObjectStore
     metrics: HttpMetrics
+    wording: Wording
 
     def take_job(self, body: Body) -> str:
         """Create an open job from a JSON body; return its id."""
         request = read_model(body, JobRequest, MAX_JSON_BYTES)
+        check_explained(self.wording, request.params.model_dump())
         return service.create_job(self.sessions, self.caller, self.once, request)
 
     def take_form(self, body: Body, content_type: str) -> str:
@@ -76,7 +80,7 @@ class Taker:
                     _read_field(part, fields)
                     continue
                 if not uploads.done:
-                    _job_request(fields)  # what is wrong already need not wait for the bytes
+                    self._job_request(fields)  # what is wrong already need not wait for the bytes
                 uploads.add(_name(part.filename or ""), part)
             if not uploads.done:
                 raise invalid("no_recordings", "The form holds no part named file.")
@@ -85,7 +89,7 @@ class Taker:
                 self.caller,
                 self.once,
                 job_id,
-                _job_request(fields),
+                self._job_request(fields),
                 uploads.done,
                 self.settings.max_recordings_per_job,
             )
@@ -97,6 +101,7 @@ class Taker:
         self, body: Body, job_id: str, name: str, sha256: str | None, described: Described
     ) -> str:
         """Add a raw body to an open job as a recording; return its id."""
+        check_explained(self.wording, described.params or {})
         service.check_recording(self.sessions, self.caller, self.once, job_id, described)
         clean = _name(name)
         uploads = _Uploads(self.store, job_id, self.settings.max_upload_bytes)
@@ -120,6 +125,14 @@ class Taker:
         self.metrics.recordings_stored.labels(RAW).inc()
         return upload.id
 
+    def _job_request(self, fields: dict[str, Any]) -> JobRequest:
+        try:
+            request = JobRequest.model_validate(fields)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from error
+        check_explained(self.wording, request.params.model_dump())
+        return request
+
 
 def _read_field(part: Part, fields: dict[str, Any]) -> None:
     text = part.text()
@@ -133,13 +146,6 @@ def _read_field(part: Part, fields: dict[str, Any]) -> None:
             raise invalid("request_invalid", "params: not JSON") from error
     elif len(fields) < MAX_FIELDS_PER_FORM:
         fields[part.name] = text
-
-
-def _job_request(fields: dict[str, Any]) -> JobRequest:
-    try:
-        return JobRequest.model_validate(fields)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
 
 
 def _name(raw: str) -> str:

@@ -91,7 +91,9 @@ async def post_job(
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     body = Body(request, around.receiver)
-    taker = Taker(caller, once, around.settings, around.sessions, around.store, around.metrics)
+    taker = Taker(
+        caller, once, around.settings, around.sessions, around.store, around.metrics, around.wording
+    )
     if media_type == FORM:
         take: Callable[[Body], str] = partial(taker.take_form, content_type=content_type)
     elif media_type == "application/json":

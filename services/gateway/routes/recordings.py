@@ -67,7 +67,9 @@ async def post_recording(
     body = Body(request, around.receiver)
     if int(request.headers.get("content-length", "0")) > limit:
         raise too_large(limit)
-    taker = Taker(caller, once, around.settings, around.sessions, around.store, around.metrics)
+    taker = Taker(
+        caller, once, around.settings, around.sessions, around.store, around.metrics, around.wording
+    )
     described = Described(
         custom_id, _from_json(LABELS, "labels", labels), _from_json(PARAMS, "params", params)
     )
