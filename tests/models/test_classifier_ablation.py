@@ -131,14 +131,20 @@ def test_data_of_several_labels_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_whole_command_on_two_combinations(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = tmp_path / "r.toml"
-    recipe.write_text(
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """One step of a tiny network."""
+    path = tmp_path / "r.toml"
+    path.write_text(
         '[model]\narchitecture = "stride_cnn"\nmulti_label = false\n'
         "[model.network]\nchannels = [4, 4, 4, 4]\n[training]\nsteps = 1\nbatch_segments = 16\n"
     )
+    return path
+
+
+def test_the_whole_command_on_two_combinations(
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     data = urban_sound(tmp_path / "u")
     broken = sorted((data / "audio" / "fold3").glob("*.wav"))[0]
@@ -171,13 +177,8 @@ def test_the_whole_command_on_two_combinations(
 
 
 def test_another_test_fold_is_another_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = tmp_path / "r.toml"
-    recipe.write_text(
-        '[model]\narchitecture = "stride_cnn"\nmulti_label = false\n'
-        "[model.network]\nchannels = [4, 4, 4, 4]\n[training]\nsteps = 1\nbatch_segments = 16\n"
-    )
     for fold in (1, 2):
         hums(tmp_path / "data" / f"fold{fold}", ("dog", "siren"), 1, seconds=0.2 + 0.1 * fold)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,23 +48,39 @@ def small_set(tmp_path: Path) -> tuple[list[Clip], ClipBank]:
     return clips, ClipBank.open(clips, tmp_path / "cache", RATE)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Trains on small sets of which a quarter is held out, into folders of their own."""
+
+    clips: list[Clip]
+    bank: ClipBank
+    folder: Path
+
+    @property
+    def chosen(self) -> Chosen:
+        return choose_share(self.clips, 0.25, seed=0)
+
+    def train(self, name: str, recipe: Recipe = QUICK, seed: int = 1, **more: Any) -> train.Trained:
+        config = replace(SMALL, labels=labels_of(self.clips))
+        return train.train(
+            self.chosen.train, self.bank, config, recipe, self.folder / name,
+            seed=seed, validation=self.chosen.validation, **more,
+        )  # fmt: skip
+
+
+@pytest.fixture
+def held_out(small_set: tuple[list[Clip], ClipBank], tmp_path: Path) -> HeldOut:
+    return HeldOut(*small_set, tmp_path)
+
+
 def weights_in(path: Path) -> dict[str, bytes]:
     return {n: t.numpy().tobytes() for n, t in checkpoint.load(path).tensors.items()}
 
 
 def test_training_resumes_and_repeats_to_the_bit(
-    small_set: tuple[list[Clip], ClipBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held_out: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clips, bank = small_set
-    config = replace(SMALL, labels=labels_of(clips))
-    chosen = choose_share(clips, 0.25, seed=0)
-
-    def trained(name: str, seed: int = 1) -> train.Trained:
-        return train.train(
-            chosen.train, bank, config, QUICK, tmp_path / name,
-            seed=seed, validation=chosen.validation,
-        )  # fmt: skip
-
+    trained = held_out.train
     whole = trained("whole")
     assert (whole.steps, whole.model.training) == (6, False)
     assert set(whole.figures) == {"loss", "accuracy"}
@@ -92,23 +108,17 @@ def test_training_resumes_and_repeats_to_the_bit(
     with pytest.raises(WeightsInvalid, match="another fit"):
         trained("cut", seed=3)
     notes = checkpoint.load(cut.weights).notes
-    assert notes["trained_on"] == {"folders": sorted({clip.fold for clip in chosen.train})}
+    assert notes["trained_on"] == {"folders": sorted({clip.fold for clip in held_out.chosen.train})}
     assert notes["chosen_on"] == {}  # three clips, which were only reported
 
 
 def test_folds_that_end_a_training_or_calibrate_it_are_noted(
-    small_set: tuple[list[Clip], ClipBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held_out: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clips, bank = small_set
-    config = replace(SMALL, labels=labels_of(clips))
-    chosen = choose_share(clips, 0.25, seed=0)
-    folds = sorted({clip.fold for clip in chosen.validation})
+    folds = sorted({clip.fold for clip in held_out.chosen.validation})
 
     def noted(name: str, recipe: Recipe, start_from: Path | None = None) -> Any:
-        made = train.train(
-            chosen.train, bank, config, recipe, tmp_path / name,
-            seed=0, validation=chosen.validation, start_from=start_from,
-        )  # fmt: skip
+        made = held_out.train(name, recipe, start_from=start_from)
         return checkpoint.load(made.weights).notes["chosen_on"]
 
     short = replace(QUICK, steps=1)
@@ -121,22 +131,15 @@ def test_folds_that_end_a_training_or_calibrate_it_are_noted(
 
 
 def test_weights_are_there_whatever_comes_of_the_calibration(
-    small_set: tuple[list[Clip], ClipBank], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    held_out: HeldOut, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clips, bank = small_set
-    config = replace(SMALL, labels=labels_of(clips))
-    chosen = choose_share(clips, 0.25, seed=0)
-
     def fails(*_: object) -> None:
         raise ValueError("of no use")
 
     monkeypatch.setattr(train, "MIN_TO_CALIBRATE", 1)
     monkeypatch.setattr(train, "_calibrated", fails)
     with pytest.raises(ValueError, match="of no use"):
-        train.train(
-            chosen.train, bank, config, replace(QUICK, steps=1), tmp_path / "out",
-            seed=0, validation=chosen.validation,
-        )  # fmt: skip
+        held_out.train("out", replace(QUICK, steps=1))
     assert checkpoint.load(tmp_path / "out" / "classifier.safetensors").notes["trained_on"]
 
 
