@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from common import logs
+from common import forking, logs
 from common.metrics import Exposition
 from common.settings import Settings
 
@@ -194,9 +195,7 @@ class _Checker:
             asked_at = time.monotonic() - CHECKS_FRESH_S
             if self._found_at < asked_at and not self._running:
                 self._running = True
-                threading.Thread(
-                    target=copy_context().run, args=(self._run,), name="checks", daemon=True
-                ).start()
+                forking.start_thread("checks", partial(copy_context().run, self._run))
             fresh = self._changed.wait_for(lambda: self._found_at >= asked_at, CHECK_TIMEOUT_S)
             if fresh:
                 return self._found
@@ -309,7 +308,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _respond(self, with_body: bool) -> None:
         try:
-            answer = self.server.pages.answer(self.path.partition("?")[0])
+            with forking.kept_away():
+                answer = self.server.pages.answer(self.path.partition("?")[0])
         except Exception as error:
             log.error("page of the monitor failed", path=self.path, exc_info=error)
             answer = _json(HTTPStatus.INTERNAL_SERVER_ERROR, {"status": "failed"})

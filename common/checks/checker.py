@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, wait
 
+from common import forking
 from common.checks import clock
 from common.checks.base import Check, Found, Report, failed, unknown
 from common.checks.broker import POLICY, REDIS, RedisLook
@@ -121,7 +122,7 @@ def _begin(part: str, look: Look) -> Future[Found]:
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, name=f"check {part}", daemon=True).start()
+    forking.start_thread(f"check {part}", work)
     return future
 
 
