@@ -14,7 +14,7 @@ WORKERS = ["segmenter", "classifier", "enhancer", "restorer"]
 SERVICES = ["gateway", "ingester", "dispatcher", *WORKERS]
 LAYERS = [
     {"domain", "errors", "labels", "names", "text", "weights_header"},
-    {"settings", "logs", "metrics", "monitor", "params", "sources", "traces"},
+    {"settings", "logs", "forking", "metrics", "monitor", "params", "sources", "traces"},
     {"draining", "scratch", "shared_metrics", "timesheet", "wording"},
     {
         "db",
