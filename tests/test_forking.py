@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,7 +18,8 @@ from common.metrics import Exposition
 from common.monitor import Monitor
 from common.settings import Settings
 
-HELD_S = 0.3
+fork_begins = threading.Event()
+os.register_at_fork(before=fork_begins.set)  # the last one registered is called first
 
 
 def forked(work: Callable[[], object], within_s: float = 5.0) -> bool:
@@ -37,16 +37,17 @@ def forked(work: Callable[[], object], within_s: float = 5.0) -> bool:
 
 
 class Held:
-    """A lock that a thread holds for a while."""
+    """A lock that a thread holds until a fork begins, or until something else happens."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.is_held = threading.Event()
+        fork_begins.clear()
 
-    def hold(self, seconds: float = HELD_S) -> None:
+    def hold(self, until: threading.Event = fork_begins) -> None:
         with self.lock:
             self.is_held.set()
-            time.sleep(seconds)
+            until.wait()
 
     def take(self) -> None:
         with self.lock:
@@ -65,10 +66,13 @@ def beside(work: Callable[[], object]) -> Iterator[None]:
 
 
 def test_the_children_of_a_process_with_threads_hang_without_this() -> None:
-    held = Held()
-    with beside(held.hold):
+    held, child_ended = Held(), threading.Event()
+    with beside(lambda: held.hold(until=child_ended)):
         held.is_held.wait()
-        assert not forked(held.take, within_s=0.5)
+        try:
+            assert not forked(held.take, within_s=0.5)
+        finally:
+            child_ended.set()
 
 
 def test_a_fork_waits_for_those_at_work() -> None:
@@ -117,7 +121,7 @@ def test_those_who_come_later_wait_behind_a_fork() -> None:
         while not ended.is_set():
             with forking.kept_away():
                 inside.append(number)
-                time.sleep(0.05)
+                ended.wait(0.05)  # eight that take so long are never all away at once
                 inside.remove(number)
 
     def nobody_is_inside() -> None:
@@ -153,7 +157,7 @@ def test_a_look_that_outlasts_its_report_keeps_forks_away(monkeypatch: pytest.Mo
     held = Held()
 
     def look() -> Found:
-        held.hold(1.0)
+        held.hold()
         return Found(())
 
     monkeypatch.setattr(checker, "DiskLook", lambda settings: look)
